@@ -1,0 +1,70 @@
+# The same words on a laptop and in CI. README shows the first two as the only set-up.
+#
+#   make demo    a fresh machine → a sealed, attested call, a fine-tune and its effect, on a real model
+#   make test    a fresh machine → every test
+#   make check   format, lint, types, import rules
+#   make bench   sealed against plain, side by side
+#   make image   the container image
+#
+# PYTHON       the interpreter the environment is made with (3.11 or later)
+# TORCH_INDEX  an index of CPU wheels of PyTorch, where the default index would bring a CUDA build
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+ROOMS := attestation client_sdk enclave_app tests bench
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench image lock clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed: make PYTHON=python3.11 …"'
+	$(PYTHON) -m venv $(VENV)
+
+# What runs: the client, the enclave and the demo's model, every file pinned by hash.
+$(VENV)/.runs: requirements/enclave.txt requirements/demo.txt | $(BIN)/python
+	@echo "Installing the locked requirements into $(VENV) (PyTorch is among them; a minute or two) …"
+	$(PIP) install --quiet --require-hashes $(INDEX) -r requirements/enclave.txt
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements/demo.txt
+	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "blindbox-checkout.pth").write_text("".join(f"{pathlib.Path(p).resolve()}\n" for p in (".", "client_sdk", "attestation")))'
+	@touch $@
+
+# What tests and checks need besides.
+$(VENV)/.tests: requirements/dev.txt $(VENV)/.runs
+	$(PIP) install --quiet --require-hashes $(INDEX) -r requirements/dev.txt
+	@touch $@
+
+demo: $(VENV)/.runs
+	@$(BIN)/python client_sdk/examples/demo.py $(DEMO)
+
+test: $(VENV)/.tests
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.tests
+	$(BIN)/ruff format --check $(ROOMS)
+	$(BIN)/ruff check $(ROOMS)
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.tests
+	$(BIN)/ruff format $(ROOMS)
+	$(BIN)/ruff check --fix $(ROOMS)
+
+bench: $(VENV)/.tests
+	$(BIN)/python bench/channel.py $(BENCH)
+
+image:
+	image/build.sh $(IMAGE)
+
+lock: $(VENV)/.tests
+	requirements/lock.sh
+
+clean:
+	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
