@@ -1,7 +1,7 @@
 # The same words on a laptop and in CI. README shows the first two as the only set-up.
 #
 #   make demo    a fresh machine → a sealed, attested call, a fine-tune and its effect, on a real model
-#   make test    a fresh machine → every test
+#   make test    a fresh machine → all tests (make test-slow: the long forms of a few of them)
 #   make check   format, lint, types, import rules
 #   make bench   sealed against plain, side by side
 #   make image   the container image
@@ -18,7 +18,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ROOMS := attestation client_sdk enclave_app tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench image lock clean
+.PHONY: help demo test test-slow check format bench image lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,7 +44,10 @@ demo: $(VENV)/.runs
 	@$(BIN)/python client_sdk/examples/demo.py $(DEMO)
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+test-slow: $(VENV)/.tests
+	$(BIN)/python -m pytest -m slow $(TESTS)
 
 check: $(VENV)/.tests
 	$(BIN)/ruff format --check $(ROOMS)
