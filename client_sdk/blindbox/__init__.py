@@ -1,0 +1,103 @@
+"""
+BlindBox: `requests` for machines you do not own.
+
+    import blindbox.requests as requests
+    requests.post("http://HOST:80/test", json={"input_text": "…"})
+
+Before the first byte of a call leaves, the machine has proved which program runs in it; the call is then
+sealed to a key that only that machine holds. `blindbox.requests` has the shape of `requests`; `Policy` says
+what must be proved.
+
+Names are loaded when they are first used, so that `import blindbox` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blindbox_attestation.errors import AttestationError, BlindBoxError, InvalidPolicy, SealingError
+    from blindbox_attestation.policy import Policy
+    from blindbox_attestation.simulated import UnsafeSimulatedPolicy, UnsafeSimulationWarning
+    from blindbox_attestation.snp.policy import SnpPolicy, Tcb
+
+    from . import requests
+    from .adapter import SealedAdapter
+    from .errors import (
+        ForeignRedirect,
+        NoEvidence,
+        NoPolicy,
+        OutcomeUnknown,
+        ResponseTooLarge,
+        StalledResponse,
+        TruncatedResponse,
+        UnsealedAnswer,
+    )
+    from .proof import Proof
+    from .requests import SecureSession, Session
+
+__version__ = "1.0.0"
+
+_HOMES = {
+    "AttestationError": "blindbox.errors",
+    "BlindBoxError": "blindbox.errors",
+    "ForeignRedirect": "blindbox.errors",
+    "InvalidPolicy": "blindbox.errors",
+    "NoEvidence": "blindbox.errors",
+    "NoPolicy": "blindbox.errors",
+    "OutcomeUnknown": "blindbox.errors",
+    "Policy": "blindbox_attestation",
+    "Proof": "blindbox.proof",
+    "ResponseTooLarge": "blindbox.errors",
+    "SealedAdapter": "blindbox.adapter",
+    "SealingError": "blindbox.errors",
+    "SecureSession": "blindbox.requests",
+    "Session": "blindbox.requests",
+    "SnpPolicy": "blindbox_attestation",
+    "StalledResponse": "blindbox.errors",
+    "Tcb": "blindbox_attestation",
+    "TruncatedResponse": "blindbox.errors",
+    "UnsafeSimulatedPolicy": "blindbox_attestation",
+    "UnsafeSimulationWarning": "blindbox_attestation",
+    "UnsealedAnswer": "blindbox.errors",
+}
+
+__all__ = [
+    "AttestationError",
+    "BlindBoxError",
+    "ForeignRedirect",
+    "InvalidPolicy",
+    "NoEvidence",
+    "NoPolicy",
+    "OutcomeUnknown",
+    "Policy",
+    "Proof",
+    "ResponseTooLarge",
+    "SealedAdapter",
+    "SealingError",
+    "SecureSession",
+    "Session",
+    "SnpPolicy",
+    "StalledResponse",
+    "Tcb",
+    "TruncatedResponse",
+    "UnsafeSimulatedPolicy",
+    "UnsafeSimulationWarning",
+    "UnsealedAnswer",
+    "requests",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "requests":
+        return import_module("blindbox.requests")
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'blindbox' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

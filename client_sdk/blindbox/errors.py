@@ -1,0 +1,163 @@
+"""
+What can go wrong on the caller's side of the channel, beside what `blindbox_attestation.errors` tells.
+
+AttestationError (shared)
+├── NoPolicy            nobody said what this origin must prove
+└── NoEvidence          it has no proof to show
+SealingError (shared)
+├── UnsealedAnswer      (ConnectionError)        somebody answered a sealed call in the clear
+├── TruncatedResponse   (ChunkedEncodingError)   the answer stopped before its authenticated end
+└── WrongAnswer                                  sealed for us, but the answer to another question
+ForeignRedirect         (RequestException)       the enclave points somewhere else
+OutcomeUnknown          (ConnectionError)        the enclave restarted; the call may or may not have run
+ResponseTooLarge        (RequestException)       more than `max_response_bytes`
+StalledResponse         (ConnectionError, ReadTimeout)  silence in the middle of an answer
+
+Errors about the network are also the `requests` errors in brackets, so that code written for `requests`
+catches them. `AttestationError` and a tampered message (`SealingError` itself) are not: a retry loop must
+not swallow them. No message, argument or cause here holds a prompt, an answer, a path, a header or a token.
+"""
+
+from __future__ import annotations
+
+from requests import Response
+from requests import exceptions as outer
+
+from blindbox_attestation.errors import (
+    AttestationError,
+    BlindBoxError,
+    DebugAllowed,
+    InvalidPolicy,
+    MalformedEvidence,
+    MalformedMessage,
+    MeasurementMismatch,
+    PlatformNotAccepted,
+    PolicyRefused,
+    RevokedEvidence,
+    SealingError,
+    TcbTooOld,
+    TruncatedMessage,
+    UnboundKey,
+    UntrustedEvidence,
+)
+
+
+class NoPolicy(AttestationError):
+    """Nobody has said what this origin must prove, so nothing is sent to it."""
+
+    code = "no-policy"
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"there is no policy for {origin}, so nothing was sent to it. Say what it must prove:\n"
+            f"    blindbox trust {origin} --policy FILE\n"
+            f"or pass policy=… with the call (SnpPolicy with the measurements of the release you expect)."
+        )
+
+
+class NoEvidence(AttestationError):
+    """What answers at this origin shows no attestation document."""
+
+    code = "no-evidence"
+
+
+class UnsealedAnswer(SealingError, outer.ConnectionError):
+    """
+    A sealed call was answered in the clear; the body is not shown, for anybody on the way could have written
+    it.
+
+    `status` and `retry_after` (seconds, or None) are hints from the network and prove nothing.
+    """
+
+    def __init__(self, status: int, *, retry_after: float | None = None) -> None:
+        self.status = status
+        self.retry_after = retry_after
+        super().__init__(
+            f"a sealed call was answered in the clear with status {status}: {_HINTS.get(status, _HINT)}"
+        )
+
+
+_HINT = "its body is not shown; is there a proxy or another server in front of the enclave?"
+_HINTS = {
+    400: "the sealed request could not be opened there, also after proving the machine again",
+    408: "the request did not arrive in time",
+    413: "the request is larger than is accepted there",
+    503: "too busy; try again later",
+}
+
+
+class TruncatedResponse(TruncatedMessage, outer.ChunkedEncodingError):
+    """The answer stopped before its authenticated end. What came of it so far is genuine, but not all."""
+
+
+class WrongAnswer(SealingError):
+    """A well-sealed answer that carries another request's id."""
+
+
+class ForeignRedirect(BlindBoxError, outer.RequestException):
+    """
+    The enclave redirects to another origin, which has proved nothing: not followed.
+
+    The redirecting answer itself is genuine; it is in `response`, and the request nowhere. To go there, give
+    that origin a policy and ask it yourself.
+    """
+
+    def __init__(self, message: str, *, response: Response) -> None:
+        super().__init__(message, response=response)
+        self.request = None
+
+
+class OutcomeUnknown(BlindBoxError, outer.ConnectionError):
+    """The call was sent, and whether it ran is unknown. It is not sent a second time; the next call works."""
+
+
+class ResponseTooLarge(BlindBoxError, outer.RequestException):
+    """A non-streaming answer is larger than `max_response_bytes`. Use stream=True for large answers."""
+
+
+class StalledResponse(outer.ConnectionError, outer.ReadTimeout):
+    """Nothing more of the answer arrived within the limit between bytes, or within the one for all."""
+
+
+# The names of blindbox 0.2.1.
+AttestationException = AttestationError
+NotAnEnclaveError = PlatformNotAccepted
+InvalidEnclaveCode = PolicyRefused
+NonCompliantUvm = MeasurementMismatch
+FalseAttestationReport = UnboundKey
+DebugMode = DebugAllowed
+WrongAttester = UntrustedEvidence
+
+__all__ = [
+    "AttestationError",
+    "AttestationException",
+    "BlindBoxError",
+    "DebugAllowed",
+    "DebugMode",
+    "FalseAttestationReport",
+    "ForeignRedirect",
+    "InvalidEnclaveCode",
+    "InvalidPolicy",
+    "MalformedEvidence",
+    "MalformedMessage",
+    "MeasurementMismatch",
+    "NoEvidence",
+    "NoPolicy",
+    "NonCompliantUvm",
+    "NotAnEnclaveError",
+    "OutcomeUnknown",
+    "PlatformNotAccepted",
+    "PolicyRefused",
+    "ResponseTooLarge",
+    "RevokedEvidence",
+    "SealingError",
+    "StalledResponse",
+    "TcbTooOld",
+    "TruncatedMessage",
+    "TruncatedResponse",
+    "UnboundKey",
+    "UnsealedAnswer",
+    "UntrustedEvidence",
+    "WrongAnswer",
+    "WrongAttester",
+]

@@ -1,0 +1,69 @@
+"""The examples do what they say."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tests.kit.enclave import running
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "client_sdk" / "examples"
+
+
+async def ask(request: Request) -> Response:
+    return JSONResponse({"text": "heard: " + (await request.json())["input_text"]})
+
+
+async def upload(request: Request) -> Response:
+    assert b'name="purpose"' in await request.body()
+    return JSONResponse({"id": "file-1"})
+
+
+async def train(request: Request) -> Response:
+    asked = await request.json()
+
+    async def progress() -> AsyncIterator[str]:
+        for step in range(asked["number_elements_for_training"]):
+            yield f"event: progress\ndata: {json.dumps({'step': step})}\n\n"
+
+    return StreamingResponse(progress(), media_type="text/event-stream")
+
+
+APP = Starlette(
+    routes=[
+        Route("/test", ask, methods=["POST"]),
+        Route("/v1/files", upload, methods=["POST"]),
+        Route("/finetune", train, methods=["POST"]),
+    ]
+)
+
+
+def test_the_first_call_prints_the_answer_and_who_gave_it(
+    policy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(EXAMPLES / "first_call.py"))["main"]
+    with running(APP) as enclave:
+        assert main(enclave.origin, policy, "why?") == 0
+    told = capsys.readouterr()
+    assert told.out == "heard: why?\n"
+    assert "SIMULATED" in told.err
+    assert main("http://127.0.0.1:9", None, "why?") == 1
+    assert "blindbox trust http://127.0.0.1:9 --policy FILE" in capsys.readouterr().err
+
+
+def test_training_tells_its_progress(policy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(EXAMPLES / "streamed_training.py"))["main"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"q": "1", "a": "2"}\n' * 3)
+    with running(APP) as enclave:
+        main(enclave.origin, str(rows), "q", "a", policy=policy)
+    assert capsys.readouterr().out.splitlines() == ["{'step': 0}", "{'step': 1}", "{'step': 2}"]
