@@ -1,0 +1,218 @@
+"""
+AMD SEV-SNP reports through the kernel's configfs-tsm interface.
+
+Sources: Linux Documentation/ABI/testing/configfs-tsm-report (kernel 6.7 or later); the certificate table of
+the extended guest request, AMD 56421 "SEV-ES Guest-Hypervisor Communication Block Standardization" §4.1.8.1.
+The host fills that table as it likes and need not fill it at all; an operator's folder of certificates
+completes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import secrets
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import UUID
+
+from . import Quote, QuoteUnavailable
+
+TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
+PROVIDER = "sev_guest"
+REPORT_DATA_SIZE = 64
+ATTEMPTS = 5
+ENDORSEMENTS = ("vcek", "vlek", "ask", "asvk", "ark", "crl")
+MAX_ENDORSEMENT = 64 * 1024
+
+CERTIFICATES = {
+    UUID("63da758d-e664-4564-adc5-f4b93be8accd"): "vcek",
+    UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1"): "vlek",
+    UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782"): "ask",
+    UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae"): "ark",
+    UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea"): "crl",
+}
+_ENTRY = struct.Struct("<16sII")
+_RACED = frozenset({errno.EBUSY, errno.EWOULDBLOCK, errno.EAGAIN, errno.EINTR})
+
+
+class Tree:
+    """The five things done to configfs, so that a test can stand in for the kernel behind real files."""
+
+    def make(self, entry: Path) -> None:
+        entry.mkdir()
+
+    def remove(self, entry: Path) -> None:
+        entry.rmdir()
+
+    def names(self, entry: Path) -> set[str]:
+        return {path.name for path in entry.iterdir()}
+
+    def read(self, attribute: Path) -> bytes:
+        return attribute.read_bytes()
+
+    def write(self, attribute: Path, value: bytes) -> None:
+        # One write(2): the kernel takes each as a whole value.
+        with attribute.open("wb", buffering=0) as file:
+            file.write(value)
+
+
+def provider(root: Path = TSM_REPORTS, tree: Tree | None = None) -> str | None:
+    """Which technology answers under `root`: "sev_guest", "tdx_guest", …; None where nothing does."""
+    tree = tree or Tree()
+    entry = root / f"blindbox-{secrets.token_hex(8)}"
+    try:
+        tree.make(entry)  # ENXIO where the interface exists and no hardware stands behind it
+    except OSError:
+        return None
+    try:
+        return tree.read(entry / "provider").decode("ascii", "replace").strip()
+    except OSError:
+        return None
+    finally:
+        tree.remove(entry)
+
+
+class ConfigfsQuoter:
+    """
+    One report a call, each in an entry of its own.
+
+    `privlevel` is the VMPL to ask for (None: the kernel's choice, which is the one it runs at).
+    `endorsements_dir` may hold vcek.der vlek.der ask.der asvk.der ark.der crl.der; a file there wins over the
+    host's table. Files are read at each call, so an operator can renew the revocation list without a restart.
+    """
+
+    platform = "sev-snp"
+
+    def __init__(
+        self,
+        root: Path = TSM_REPORTS,
+        endorsements_dir: Path | None = None,
+        *,
+        privlevel: int | None = None,
+        tree: Tree | None = None,
+    ) -> None:
+        self._root = root
+        self._endorsements_dir = endorsements_dir
+        self._privlevel = privlevel
+        self._tree = tree or Tree()
+
+    def check(self) -> None:
+        """Raise now, with a reason, if this machine cannot answer."""
+        found = provider(self._root, self._tree)
+        if found is None:
+            raise QuoteUnavailable(
+                f"no attestation provider under {self._root}: an SEV-SNP guest with Linux 6.7 or later is "
+                "needed, with configfs mounted and the sev-guest module loaded"
+            )
+        if found != PROVIDER:
+            raise QuoteUnavailable(f"{self._root} is answered by {found!r}; only {PROVIDER!r} is understood")
+
+    def quote(self, report_data: bytes) -> Quote:
+        """
+        Ask for a report over `report_data`.
+
+        1. make an entry                                   a kernel object of ours alone
+        2. see that AMD hardware answers                   `provider`
+        3. note `generation`, write the options, read      `privlevel`, `inblob` → `outblob`, `auxblob`
+        4. see that `generation` moved by our writes only  else another writer raced: again, at most 5 times
+        5. remove the entry, whatever happened
+        """
+        if len(report_data) != REPORT_DATA_SIZE:
+            raise ValueError(f"report data is {len(report_data)} bytes, expected {REPORT_DATA_SIZE}")
+        try:
+            for _ in range(ATTEMPTS):
+                answer = self._ask(report_data)
+                if answer is not None:
+                    report, table = answer
+                    return Quote(report, self._endorsements(table))
+        except OSError as error:
+            raise QuoteUnavailable(f"asking {self._root} for a report failed: {error.strerror}") from error
+        raise QuoteUnavailable(
+            f"{self._root} was written to by another process in each of {ATTEMPTS} attempts"
+        )
+
+    def _ask(self, report_data: bytes) -> tuple[bytes, bytes] | None:
+        tree = self._tree
+        entry = self._root / f"blindbox-{secrets.token_hex(8)}"
+        tree.make(entry)  # 1
+        try:
+            found = tree.read(entry / "provider").decode("ascii", "replace").strip()  # 2
+            if found != PROVIDER:
+                raise QuoteUnavailable(
+                    f"{self._root} is answered by {found!r}; only {PROVIDER!r} is understood"
+                )
+            before = int(tree.read(entry / "generation"))  # 3
+            writes = 1
+            if self._privlevel is not None:
+                tree.write(entry / "privlevel", str(self._privlevel).encode())
+                writes += 1
+            tree.write(entry / "inblob", report_data)
+            report = tree.read(entry / "outblob")
+            table = tree.read(entry / "auxblob") if "auxblob" in tree.names(entry) else b""
+            if int(tree.read(entry / "generation")) != before + writes:  # 4
+                return None
+        except OSError as error:
+            if error.errno in _RACED:
+                return None
+            raise
+        finally:
+            tree.remove(entry)  # 5
+        return report, table
+
+    def _endorsements(self, table: bytes) -> Mapping[str, bytes]:
+        found = read_certificate_table(table)
+        # Hosts that lease keys file the VLEK's issuer under the GUID of the ASK: there is none for the ASVK.
+        if "vlek" in found and "ask" in found:
+            found.setdefault("asvk", found["ask"])
+        return found | read_endorsements(self._endorsements_dir)
+
+
+def read_certificate_table(table: bytes) -> dict[str, bytes]:
+    """
+    The certificates of `auxblob`, in DER, by our names for them. Unknown GUIDs are passed over.
+
+    The table is the host's word: an entry that points outside it is refused, everything else is verified by
+    the client. GUIDs are met in both byte orders, for AMD's tools and the hypervisors spell them differently.
+    """
+    found: dict[str, bytes] = {}
+    for at in range(0, len(table) - _ENTRY.size + 1, _ENTRY.size):
+        guid, offset, length = _ENTRY.unpack_from(table, at)
+        if guid == bytes(16):
+            return found
+        if offset + length > len(table):
+            raise QuoteUnavailable(
+                f"the host's certificate table points to {offset}+{length} of {len(table)} bytes"
+            )
+        name = CERTIFICATES.get(UUID(bytes=guid)) or CERTIFICATES.get(UUID(bytes_le=guid))
+        if name is not None and length:
+            found[name] = _der(table[offset : offset + length])
+    if any(table):
+        raise QuoteUnavailable("the host's certificate table has no end")
+    return found
+
+
+def read_endorsements(folder: Path | None) -> dict[str, bytes]:
+    """What the operator laid ready: `<name>.der` for each name of SPEC §2 that is there."""
+    if folder is None:
+        return {}
+    found: dict[str, bytes] = {}
+    for name in ENDORSEMENTS:
+        path = folder / f"{name}.der"
+        if path.is_file():
+            if path.stat().st_size > MAX_ENDORSEMENT:
+                raise QuoteUnavailable(f"{path} is larger than {MAX_ENDORSEMENT} bytes")
+            found[name] = _der(path.read_bytes())
+    return found
+
+
+def _der(certificate: bytes) -> bytes:
+    """Some hosts provision PEM in the table; the document carries DER."""
+    if not certificate.lstrip().startswith(b"-----BEGIN "):
+        return certificate
+    body = certificate.split(b"-----")[2]
+    try:
+        return base64.b64decode(b"".join(body.split()), validate=True)
+    except ValueError as error:
+        raise QuoteUnavailable("a certificate in PEM cannot be read") from error

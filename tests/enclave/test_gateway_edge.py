@@ -1,0 +1,258 @@
+"""The server in front of the gateway: what one connection may take, over real sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from enclave_app import edge
+from enclave_app.gateway import Limits
+from tests.kit.enclave import RunningEnclave, running
+from tests.kit.peer import seal
+
+GATEWAY = (
+    b"POST /.well-known/ohttp-gateway HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def enclave() -> Iterator[RunningEnclave]:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(edge, "HEAD_SECONDS", 0.5)
+    patch.setattr(edge, "STALL_SECONDS", 0.5)
+    limits = Limits(receipt_seconds=1.0, least_rate=1 << 20, body_bytes=8 << 20)
+    with running(limits=limits) as enclave:
+        yield enclave
+    patch.undo()
+
+
+def connect(enclave: RunningEnclave) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", enclave.port), timeout=10)
+
+
+def answer(peer: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    received = b""
+    try:
+        while piece := peer.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass  # it closed while we were sending: what it said before is in `received`
+    return received
+
+
+def resident() -> int:
+    """This process' memory, in KiB; the server runs in it."""
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")
+    )
+    return int(line.split()[1])
+
+
+def send_until_refused(peer: socket.socket, piece: bytes, most: int) -> int:
+    sent = 0
+    try:
+        while sent < most:
+            peer.sendall(piece)
+            sent += len(piece)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    return sent
+
+
+def healthy(enclave: RunningEnclave) -> bool:
+    with closing(connect(enclave)) as peer:
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return answer(peer).endswith(b"alive")
+
+
+@pytest.mark.parametrize(
+    "kind", ["a million headers", "a header without end", "a path without end", "endless folding"]
+)
+def test_a_head_is_bounded(enclave: RunningEnclave, kind: str) -> None:
+    """S-7: 431 and a closed connection; the memory does not grow by what was sent."""
+    start, piece = {
+        "a million headers": (b"GET / HTTP/1.1\r\n", b"x-y: z\r\n" * 8192),
+        "a header without end": (b"GET / HTTP/1.1\r\nx: ", b"y" * 65536),
+        "a path without end": (b"GET /", b"y" * 65536),
+        "endless folding": (b"GET / HTTP/1.1\r\nx: y\r\n", b" " * 65536),
+    }[kind]
+    before = resident()
+    with closing(connect(enclave)) as peer:
+        peer.sendall(start)
+        sent = send_until_refused(peer, piece, 64 << 20)
+        said = answer(peer)
+    assert sent < 8 << 20
+    assert said == b"" or said.split(b"\r\n")[0] in (
+        b"HTTP/1.1 431 Request Header Fields Too Large",
+        b"HTTP/1.1 400 Bad Request",
+    )
+    assert resident() - before < 32 << 10
+    assert healthy(enclave)
+
+
+def test_an_endless_chunked_body_is_bounded(enclave: RunningEnclave) -> None:
+    """S-7: 413 at the limit, whatever is sent after; the memory does not grow by it."""
+    before = resident()
+    with closing(connect(enclave)) as peer:
+        peer.sendall(GATEWAY + b"Transfer-Encoding: chunked\r\n\r\n")
+        sent = send_until_refused(peer, b"10000\r\n" + bytes(65536) + b"\r\n", 256 << 20)
+        said = answer(peer)
+    assert sent < 64 << 20
+    assert said == b"" or said.startswith(b"HTTP/1.1 413 ")
+    assert resident() - before < 32 << 10
+    assert healthy(enclave)
+
+
+def test_a_huge_announced_body_is_answered_before_it_is_sent(enclave: RunningEnclave) -> None:
+    """S-7: 413 from the head alone."""
+    with closing(connect(enclave)) as peer:
+        peer.sendall(GATEWAY + b"Content-Length: 1099511627776\r\n\r\n")
+        said = answer(peer)
+    assert said.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in said
+
+
+def test_a_head_that_drips_in_is_cut_off(enclave: RunningEnclave) -> None:
+    """S-8: the deadline for a head is absolute."""
+    with closing(connect(enclave)) as peer:
+        start = time.monotonic()
+        try:
+            for byte in b"GET / HTTP/1.1\r\nHost: " + b"x" * 200:
+                peer.sendall(bytes([byte]))
+                time.sleep(0.02)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        said = answer(peer)
+        assert time.monotonic() - start < 3
+    assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_connection_that_says_nothing_is_closed(enclave: RunningEnclave) -> None:
+    """S-8: also a second head that never ends, on a connection that was used before."""
+    with closing(connect(enclave)) as peer:
+        start = time.monotonic()
+        assert answer(peer).startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - start < 3
+    with closing(connect(enclave)) as peer:
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET")
+        start = time.monotonic()
+        assert b"alive" in answer(peer)
+        assert time.monotonic() - start < 3
+
+
+def test_a_body_that_drips_in_is_cut_off(enclave: RunningEnclave) -> None:
+    """S-8: 408 after the receipt deadline, though bytes keep coming."""
+    body = seal(enclave.identity).body
+    with closing(connect(enclave)) as peer:
+        peer.sendall(GATEWAY + b"Content-Length: %d\r\n\r\n" % len(body))
+        start = time.monotonic()
+        try:
+            for byte in body:
+                peer.sendall(bytes([byte]))
+                time.sleep(0.01)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        said = answer(peer)
+        assert time.monotonic() - start < 5
+    assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
+
+
+def test_slow_senders_do_not_keep_others_waiting(enclave: RunningEnclave) -> None:
+    """S-8: 200 slow heads and 200 slow bodies; a healthy request is answered meanwhile."""
+    peers = [connect(enclave) for _ in range(400)]
+    try:
+        for number, peer in enumerate(peers):
+            peer.sendall(b"GET /" if number % 2 else GATEWAY + b"Content-Length: 100\r\n\r\n\x00")
+        start = time.monotonic()
+        assert healthy(enclave)
+        assert time.monotonic() - start < 0.5
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def test_a_reader_that_stalls_is_dropped(enclave: RunningEnclave) -> None:
+    """S-8: a connection whose buffer stays full is aborted; what the application holds for it is released."""
+    sealed = seal(enclave.identity, path=b"/bytes/60000000?pieces=1000")
+    running_before = enclave.gateway._running
+    with closing(socket.socket()) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.settimeout(10)
+        peer.connect(("127.0.0.1", enclave.port))
+        peer.sendall(GATEWAY + b"Content-Length: %d\r\n\r\n" % len(sealed.body) + sealed.body)
+        deadline = time.monotonic() + 8
+        while enclave.gateway._running <= running_before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert enclave.gateway._running == running_before + 1
+        while enclave.gateway._running > running_before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert enclave.gateway._running == running_before
+        assert len(answer(peer)) < 30 << 20
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        GATEWAY + b"Content-Length: -1\r\n\r\n",
+        GATEWAY + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+        GATEWAY + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_no_request_closes_the_connection(enclave: RunningEnclave, request_bytes: bytes) -> None:
+    """S-9: nothing is tolerated that two parsers could read in two ways."""
+    with closing(connect(enclave)) as peer:
+        peer.sendall(request_bytes)
+        said = answer(peer)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1") == 1
+
+
+def test_an_upgrade_is_not_offered(enclave: RunningEnclave) -> None:
+    """S-5: no web socket outside the seal."""
+    with closing(connect(enclave)) as peer:
+        peer.sendall(
+            b"GET /test HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert answer(peer).startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_connection_serves_many_requests(enclave: RunningEnclave) -> None:
+    with closing(connect(enclave)) as peer:
+        for _ in range(5):
+            peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            said = b""
+            while not said.endswith(b"alive"):
+                said += peer.recv(4096)
+
+
+def test_the_sender_of_too_much_still_hears_why(enclave: RunningEnclave) -> None:
+    """A client in the middle of an upload reads its 413 instead of a reset."""
+    with closing(connect(enclave)) as peer:
+        peer.sendall(GATEWAY + b"Content-Length: 100000000\r\n\r\n")
+        stop = threading.Event()
+
+        def keep_sending() -> None:
+            while not stop.is_set():
+                try:
+                    peer.sendall(bytes(65536))
+                except OSError:
+                    return
+
+        sender = threading.Thread(target=keep_sending)
+        sender.start()
+        said = peer.recv(4096)
+        stop.set()
+        sender.join()
+    assert said.startswith(b"HTTP/1.1 413 ")
+    assert said.endswith(b"the request is too large")
