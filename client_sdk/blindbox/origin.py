@@ -7,6 +7,8 @@ second parser can read another host out of it.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from requests import exceptions
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
@@ -14,6 +16,7 @@ from urllib3.util import parse_url
 _PORTS = {"http": 80, "https": 443}
 
 
+@lru_cache(maxsize=1024)
 def origin_of(url: str) -> str:
     """`HTTP://Example.com/a?b` → `http://example.com:80` (RFC 6454 §4, the port always written)."""
     try:

@@ -11,6 +11,7 @@ import re
 import secrets
 import threading
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 from . import places
@@ -33,7 +34,7 @@ class TokenStore:
 
     def token(self, url: str) -> str:
         """The token for the URL's origin; two threads or processes that start at once get the same one."""
-        path = places.file_for(self.folder, origin_of(url), "")
+        path = _path(self.folder, origin_of(url))
         if (known := self._known.get(path)) is not None:
             return known
         try:
@@ -72,6 +73,11 @@ class TokenStore:
                 )
                 self._known[path] = secrets.token_urlsafe(32)
             return self._known[path]
+
+
+@lru_cache(maxsize=1024)
+def _path(folder: Path, origin: str) -> Path:
+    return places.file_for(folder, origin, "")
 
 
 STORE = TokenStore()

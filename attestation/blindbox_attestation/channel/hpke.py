@@ -9,6 +9,7 @@ pickled. What the bytes mean is `ohttp.py`'s business.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import secrets
@@ -328,11 +329,17 @@ def _encapsulate(kem: int, public_key: bytes, ephemeral: bytes | None) -> tuple[
     if kem == X25519:
         return _dhkem_secret(_exchange(private, public_key), ct_x, public_key), ct_x
     pk_m, pk_x = public_key[:_MLKEM_PUBLIC], public_key[_MLKEM_PUBLIC:]
+    ss_m, ct_m = _mlkem_public(pk_m).encapsulate()
+    return _xwing_secret(ss_m, _exchange(private, pk_x), ct_x, pk_x), ct_m + ct_x
+
+
+@functools.lru_cache(maxsize=64)
+def _mlkem_public(data: bytes) -> MLKEM768PublicKey:
+    """A caller seals many messages to one key; reading it takes as long as encapsulating to it."""
     try:
-        ss_m, ct_m = MLKEM768PublicKey.from_public_bytes(pk_m).encapsulate()  # FIPS 203 §7.2: modulus checked
+        return MLKEM768PublicKey.from_public_bytes(data)  # FIPS 203 §7.2: modulus checked
     except ValueError as error:
         raise MalformedMessage("the ML-KEM-768 half of a public key is not one (FIPS 203 §7.2)") from error
-    return _xwing_secret(ss_m, _exchange(private, pk_x), ct_x, pk_x), ct_m + ct_x
 
 
 def _exchange(private: X25519PrivateKey, public: bytes) -> bytes:

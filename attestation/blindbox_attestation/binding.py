@@ -1,0 +1,58 @@
+"""
+The one value that ties a machine's evidence to its key, and to the question it answers.
+
+Both ends compute it here: the enclave to have it signed, the client to compare. Format: SPEC §2.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from .evidence import Transcript
+
+_TRANSCRIPT_LABEL: Final = b"blindbox/attest/v1\x00"
+_EVIDENCE_ID_LABEL: Final = b"blindbox/evidence-id/v1\x00"
+
+BINDING_SIZE: Final = 48
+REPORT_DATA_SIZE: Final = 64
+
+
+def transcript_bytes(platform: str, transcript: Transcript) -> bytes:
+    """T: every field with its length before it, so that no two transcripts share their bytes."""
+    return b"".join(
+        (
+            _TRANSCRIPT_LABEL,
+            _length_value(platform.encode("ascii")),
+            _length_value(transcript.key_config),
+            _length_value(transcript.nonce),
+            transcript.form.to_bytes(1, "big"),
+            transcript.not_before.to_bytes(8, "big"),
+            transcript.not_after.to_bytes(8, "big"),
+            _length_value(transcript.boot_id),
+            _length_value(transcript.config_digest),
+            _length_value(transcript.profile.encode("ascii")),
+            _length_value(transcript.tls_spki_sha256),
+        )
+    )
+
+
+def binding(transcript: bytes) -> bytes:
+    """B = SHA-384(T), 48 bytes: what every platform's evidence must hold."""
+    return hashlib.sha384(transcript).digest()
+
+
+def report_data(bound: bytes) -> bytes:
+    """Where B is in 64 bytes of REPORT_DATA: at the front, and zeros after it."""
+    if len(bound) != BINDING_SIZE:
+        raise ValueError(f"a binding has {BINDING_SIZE} bytes, not {len(bound)}")
+    return bound.ljust(REPORT_DATA_SIZE, b"\x00")
+
+
+def evidence_id(transcript: bytes, evidence: bytes) -> bytes:
+    """48 bytes that name this proof and no other."""
+    return hashlib.sha384(_EVIDENCE_ID_LABEL + _length_value(transcript) + _length_value(evidence)).digest()
+
+
+def _length_value(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "big") + value

@@ -1,0 +1,84 @@
+"""The house keeps its own rules: who imports whom, what is public, what the pages say."""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import blindbox
+import blindbox_attestation
+import blindbox_attestation.channel
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.parametrize("package", [blindbox, blindbox_attestation, blindbox_attestation.channel])
+def test_what_a_package_lists_as_public_is_there(package: object) -> None:
+    names = package.__all__  # type: ignore[attr-defined]
+    assert len(names) == len(set(names))
+    assert [name for name in names if not hasattr(package, name)] == []
+
+
+def test_every_subpackage_on_disk_is_in_the_explicit_package_list() -> None:
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    found = {"blindbox", "blindbox_attestation"}
+    for package in (blindbox, blindbox_attestation):
+        walk = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+        found |= {module.name for module in walk if module.ispkg}
+    assert found == listed
+
+
+def test_the_shared_room_needs_nothing_but_cryptography() -> None:
+    """Imported alone, in a process that could import anything."""
+    code = (
+        "import sys, blindbox_attestation\n"
+        "heavy = {'requests', 'urllib3', 'fastapi', 'torch', 'numpy', 'blindbox', 'enclave_app'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(REPOSITORY / "attestation"), "PATH": ""},
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_codes_in_the_specification_and_in_the_source_are_the_same() -> None:
+    specification = (REPOSITORY / "attestation" / "SPEC.md").read_text(encoding="utf-8")
+    section = specification.split("## 4. Verification")[1].split("### 4.1")[0]
+    documented = set(re.findall(r"`([a-z]+(?:-[a-z0-9]+)+|vmpl|revoked)`", section))
+    source = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in (REPOSITORY / "attestation" / "blindbox_attestation").rglob("*.py")
+    )
+    assert sorted(code for code in documented if f'"{code}"' not in source) == []
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    broken = []
+    for page in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("attestation/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.name} → {target}")
+    assert broken == []
+
+
+def test_every_module_introduces_itself() -> None:
+    silent = []
+    for package in ("blindbox", "blindbox_attestation", "enclave_app"):
+        root = importlib.import_module(package)
+        for folder in root.__path__:
+            for path in sorted(__import__("pathlib").Path(folder).rglob("*.py")):
+                source = path.read_text(encoding="utf-8").lstrip()
+                if source and not source.startswith(('"""', 'r"""')):
+                    silent.append(str(path.relative_to(REPOSITORY)))
+    assert silent == []
