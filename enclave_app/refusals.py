@@ -1,0 +1,93 @@
+"""
+What the app refuses, in words meant for the caller: what was found, what was expected, what to do.
+
+A refusal says nothing of prompts, answers or rows; column names and row numbers are as far as it goes.
+Its shape on the wire is that of SPEC §5.6. How it becomes a response is decided in `api/answers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+
+class Refusal(Exception):
+    """A request that cannot be served as it stands: `code` in one stable word, `param` the field at fault."""
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        status: int | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.param = param
+        self.status = self.status if status is None else status
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The error object of SPEC §5.6."""
+        about = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": about}
+
+
+class NotAuthenticated(Refusal):
+    """No tenant is named, so there is nobody to answer for."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class NotFound(Refusal):
+    """The tenant owns nothing of that name; whether another tenant does is not said."""
+
+    status = 404
+
+
+class Conflict(Refusal):
+    """It cannot be done beside something this tenant is doing already."""
+
+    status = 409
+    type = "conflict_error"
+
+
+class TooLarge(Refusal):
+    """More bytes than this enclave takes."""
+
+    status = 413
+
+
+class Busy(Refusal):
+    """Everything works, but too many are waiting already."""
+
+    status = 503
+    type = "server_error"
+
+
+class Failed(Refusal):
+    """Our side failed; nothing of the caller's was lost."""
+
+    status = 500
+    type = "server_error"
+
+
+def nearest(wanted: str, there: Iterable[str]) -> str:
+    """` Did you mean "…"?`, or nothing where no name is near."""
+    near = get_close_matches(wanted.casefold(), {name.casefold(): name for name in there}, n=1, cutoff=0.6)
+    return "".join(f' Did you mean "{name}"?' for name in there if near and name.casefold() == near[0])
+
+
+def listed(names: Iterable[str], most: int = 40) -> str:
+    """Names in quotes; the rest of a long list is counted."""
+    all_names = list(names)
+    shown = ", ".join(f'"{name[:80]}"' for name in all_names[:most])
+    return shown + (f" and {len(all_names) - most} more" if len(all_names) > most else "")

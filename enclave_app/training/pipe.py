@@ -1,0 +1,47 @@
+"""
+What the app and its training process say to each other: frames over pipes, no files, no pickles.
+
+    frame = kind (1 byte: J for JSON, B for bytes) ‖ u64 length ‖ payload
+
+Down goes one job; up come messages, each a JSON object with `say`, and the weights as one frame of bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, BinaryIO, Final
+
+MOST: Final = 16 << 30
+_HEAD = struct.Struct(">cQ")
+
+
+class PipeClosed(Exception):
+    """The other side has gone."""
+
+
+def send(pipe: BinaryIO, message: dict[str, Any] | bytes) -> None:
+    """Write a frame."""
+    kind, data = (b"B", message) if isinstance(message, bytes) else (b"J", json.dumps(message).encode())
+    try:
+        pipe.write(_HEAD.pack(kind, len(data)))
+        pipe.write(data)
+        pipe.flush()
+    except (BrokenPipeError, ValueError) as error:
+        raise PipeClosed from error
+
+
+def receive(pipe: BinaryIO) -> Any:
+    """Read a frame: the JSON value, or the bytes."""
+    kind, length = _HEAD.unpack(_exactly(pipe, _HEAD.size))
+    if kind not in (b"J", b"B") or length > MOST:
+        raise PipeClosed("not a frame")
+    data = _exactly(pipe, length)
+    return data if kind == b"B" else json.loads(data)
+
+
+def _exactly(pipe: BinaryIO, length: int) -> bytes:
+    data = pipe.read(length)
+    if data is None or len(data) != length:
+        raise PipeClosed
+    return data

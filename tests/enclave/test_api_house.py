@@ -1,0 +1,844 @@
+"""The house API's routes over the echo engine and the counting trainer: shapes, defaults, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from enclave_app.api import Rooms, build_api
+from enclave_app.datasets import NoHub, Pairs
+from enclave_app.engines import Piece, Prompt, Sampling
+from enclave_app.engines.desk import Desk
+from enclave_app.engines.echo import EchoEngine
+from enclave_app.settings import Settings
+from enclave_app.store import Store
+from enclave_app.training import Progress, Recipe, Trained, TrainingFailed
+from enclave_app.training.counting import CountingTrainer
+from enclave_app.training.workshop import Workshop
+
+ALICE = {"authorization": "Bearer alice-alice-alice-alice"}
+BOB = {"authorization": "Bearer bob-bob-bob-bob-bob-bob"}
+ROWS = [{"question": f"q {n}", "answer": f"a {n}"} for n in range(10)]
+JSONL = "\n".join(json.dumps(row) for row in ROWS).encode()
+DONE = "The model has successfully been finetuned using your dataset"
+
+
+def rooms_in(folder: Path, **changes: Any) -> Rooms:
+    engine = changes.pop("engine", EchoEngine())
+    settings = Settings(**changes.pop("settings", {}))
+    trainer = changes.pop("trainer", CountingTrainer())
+    return Rooms(
+        settings=settings,
+        store=Store(folder),
+        base=engine,
+        instruct=changes.pop("instruct", engine),
+        desk=Desk(settings.max_waiting),
+        workshop=Workshop(trainer, settings.max_waiting_trainings),
+        hub=NoHub(),
+    )
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Rooms:
+    return rooms_in(tmp_path / "data")
+
+
+@pytest.fixture
+def client(rooms: Rooms) -> TestClient:
+    return TestClient(build_api(rooms), headers=ALICE)
+
+
+def upload(client: Any, data: bytes = JSONL, name: str = "rows.jsonl", **more: Any) -> str:
+    response = client.post("/v1/files", files={"file": (name, data)}, data={"purpose": "fine-tune"}, **more)
+    assert response.status_code == 200, response.text
+    identity: str = response.json()["id"]
+    return identity
+
+
+def lesson(dataset: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "dataset_name": dataset,
+        "config_name": " ",
+        "question_column": "question",
+        "answer_column": "answer",
+        "number_elements_for_training": 10,
+        **changes,
+    }
+
+
+def error_of(response: Any, status: int, code: str) -> str:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code, error
+    message: str = error["message"]
+    return message
+
+
+# --- questions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/test", "/inference"])
+def test_an_answer_holds_prompt_and_answer_and_the_new_text_alone(client: TestClient, path: str) -> None:
+    answer = client.post(path, json={"input_text": "one two three"}).json()
+    assert answer == {
+        "text": "one two threeone two three",
+        "completion": "one two three",
+        "finish_reason": "stop",
+    }
+
+
+def test_max_new_tokens_bounds_the_answer(client: TestClient) -> None:
+    answer = client.post("/test", json={"input_text": "one two three", "max_new_tokens": 2}).json()
+    assert answer["completion"] == "one two"
+    assert answer["finish_reason"] == "length"
+
+
+def test_sampling_is_the_house_apis_by_default_and_can_be_overridden(tmp_path: Path) -> None:
+    seen: list[Sampling] = []
+
+    class Listening(EchoEngine):
+        def generate(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
+            seen.append(sampling)
+            return super().generate(prompt, sampling)
+
+    client = TestClient(build_api(rooms_in(tmp_path, engine=Listening())), headers=ALICE)
+    client.post("/test", json={"input_text": "x"})
+    client.post(
+        "/test",
+        json={"input_text": "x", "do_sample": True, "top_k": 3, "top_p": 0.5, "temperature": 0.7, "seed": 4},
+    )
+    client.post("/test", json={"input_text": "x", "temperature": 0})
+    assert seen[0] == Sampling(max_new_tokens=128, do_sample=True, top_k=10)
+    assert seen[1] == Sampling(128, True, 3, 0.5, 0.7, 4)
+    assert not seen[2].do_sample
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        ({}, "missing_field", '"input_text" is needed'),
+        ({"inptu_text": "secret-canary"}, "unknown_field", 'Did you mean "input_text"'),
+        ({"input_text": ""}, "invalid_value", '"input_text"'),
+        ({"input_text": "  \n "}, "invalid_value", "blank"),
+        ({"input_text": None}, "invalid_value", '"input_text"'),
+        ({"input_text": ["secret-canary"]}, "invalid_value", "valid string"),
+        ({"input_text": "x", "max_new_tokens": 0}, "invalid_value", "greater than or equal to 1"),
+        ({"input_text": "x", "max_new_tokens": -5}, "invalid_value", '"max_new_tokens"'),
+        ({"input_text": "x", "max_new_tokens": 10**9}, "invalid_value", "1 to 1024"),
+        ({"input_text": "x", "max_new_tokens": 10**30}, "invalid_value", "1 to 1024"),
+        ({"input_text": "x", "max_new_tokens": "128"}, "invalid_value", "valid integer"),
+        ({"input_text": "x", "max_new_tokens": 1.5}, "invalid_value", "valid integer"),
+        ({"input_text": "x", "max_new_tokens": True}, "invalid_value", "valid integer"),
+        ({"input_text": "x", "temperature": -1}, "invalid_value", '"temperature"'),
+        ({"input_text": "x", "top_p": 0}, "invalid_value", '"top_p"'),
+        ({"input_text": "x", "top_k": -1}, "invalid_value", '"top_k"'),
+        ({"input_text": "x", "seed": 2**70}, "invalid_value", '"seed"'),
+        ({"input_text": "x", "stream": True, "n": 2}, "unknown_field", "The fields are"),
+        (["secret-canary"], "invalid_json", "not an object"),
+        ("secret-canary", "invalid_json", "not an object"),
+    ],
+)
+def test_bad_questions_get_400_and_words_that_help(
+    client: TestClient, body: Any, code: str, words: str
+) -> None:
+    """S-20: and the words never repeat what was sent."""
+    for path in ("/test", "/inference"):
+        response = client.post(path, json=body)
+        assert words in error_of(response, 400, code)
+        assert "secret-canary" not in response.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"input_text": "\xff"}',
+        b'{"input_text": "\\ud800"}',
+        b'{"input_text": "x", "temperature": NaN}',
+        b'{"input_text": "x", "temperature": 1e999}',
+        b"[" * 100_000,
+        b'{"input_text":' * 50_000,
+    ],
+)
+def test_bodies_that_are_no_json_get_400(client: TestClient, data: bytes) -> None:
+    response = client.post("/test", content=data, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"]
+
+
+def test_a_body_beyond_the_limit_gets_413(client: TestClient) -> None:
+    error_of(client.post("/test", content=b" " * (9 << 20)), 413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer short", "Basic YWxpY2U6YWxpY2U6YWxpY2U=", "Bearer é"]
+)
+def test_without_a_token_there_is_401_that_tells_what_to_send(
+    rooms: Rooms, authorization: str | None
+) -> None:
+    headers = {} if authorization is None else {"authorization": authorization.encode()}
+    client = TestClient(build_api(rooms))
+    for method, path in (("POST", "/test"), ("GET", "/v1/files"), ("POST", "/v1/files")):
+        response = client.request(method, path, headers=headers)  # type: ignore[arg-type]
+        assert response.status_code == 401
+        assert "Bearer TOKEN" in response.json()["error"]["message"]
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert client.get("/").json() == {"status": "alive"}
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/redoc", "/nothing", "/test/", "/v1/models"])
+def test_other_routes_get_404_in_the_same_shape(client: TestClient, path: str) -> None:
+    error_of(client.get(path), 404, "not_found")
+    error_of(client.delete("/test"), 405, "method_not_allowed")
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_a_file_goes_up_is_listed_described_and_gone(client: TestClient) -> None:
+    made = client.post(
+        "/v1/files", files={"file": ("rows.jsonl", JSONL)}, data={"purpose": "fine-tune"}
+    ).json()
+    assert made == {
+        "id": made["id"],
+        "object": "file",
+        "bytes": len(JSONL),
+        "created_at": made["created_at"],
+        "filename": "rows.jsonl",
+        "purpose": "fine-tune",
+        "status": "processed",
+    }
+    assert abs(made["created_at"] - time.time()) < 60
+    assert client.get("/v1/files").json()["data"] == [made]
+    assert client.get(f"/v1/files/{made['id']}").json() == made
+    assert client.delete(f"/v1/files/{made['id']}").json() == {
+        "id": made["id"],
+        "object": "file",
+        "deleted": True,
+    }
+    assert client.get("/v1/files").json()["data"] == []
+    error_of(client.get(f"/v1/files/{made['id']}"), 404, "file_not_found")
+    error_of(client.delete(f"/v1/files/{made['id']}"), 404, "file_not_found")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../etc/passwd",
+        "..%2f..%2fetc%2fpasswd",
+        "%2e%2e/%2e%2e/etc/passwd",
+        "file-\0",
+        "file-%00",
+        "/etc/passwd",
+        "file-é",
+        "file-．．／etc",
+        "current",
+        "..",
+        "file-" + "a" * 500,
+        "FILE-ABC",
+        "file-../adapters/current",
+    ],
+)
+def test_no_name_leads_out_of_the_tenants_folder(client: TestClient, name: str) -> None:
+    """S-17: not as a file's id, not as dataset_name, in any spelling."""
+    path = "/v1/files/" + name.replace("\0", "%00")
+    for method in ("GET", "DELETE"):
+        response = client.request(method, path)
+        assert response.status_code in (404, 405), response.text
+    response = client.post("/finetune", json=lesson(name))
+    assert 400 <= response.status_code < 500, response.text
+    assert "root:" not in response.text
+
+
+def test_a_file_name_from_outside_is_a_label_and_never_a_path(rooms: Rooms, client: TestClient) -> None:
+    """S-17: the client's file name reaches no file system."""
+    made = upload(client, name="../../x\u202etxt.jsonl")
+    assert client.get(f"/v1/files/{made}").json()["filename"] == ".._.._x_txt.jsonl"
+    names = {path.name for path in rooms.store.root.rglob("*") if path.is_file()}
+    assert names == {made}
+
+
+def test_another_tenants_file_and_adapter_do_not_exist_for_me(client: TestClient) -> None:
+    """S-22: same ids, another token: not found, and the base model answers."""
+    mine = upload(client)
+    assert client.post("/finetune", json=lesson(mine)).status_code == 200
+    assert client.post("/inference", json={"input_text": "x"}).json()["completion"].startswith("[")
+    for response in (
+        client.get(f"/v1/files/{mine}", headers=BOB),
+        client.delete(f"/v1/files/{mine}", headers=BOB),
+        client.post("/finetune", json=lesson(mine), headers=BOB),
+    ):
+        error_of(response, 404, "file_not_found")
+    assert client.get("/v1/files", headers=BOB).json()["data"] == []
+    assert client.post("/inference", json={"input_text": "x"}, headers=BOB).json()["completion"] == "x"
+    assert client.get(f"/v1/files/{mine}").status_code == 200
+
+
+def test_what_is_stored_cannot_be_read_at_rest(rooms: Rooms, client: TestClient) -> None:
+    secret = b"canary-0451-canary"
+    made = upload(
+        client,
+        b'{"question": "' + secret * 100 + b'", "answer": "' + secret + b'"}',
+        secret.decode() + ".jsonl",
+    )
+    client.post("/finetune", json=lesson(made, number_elements_for_training=1))
+    files = [path for path in rooms.store.root.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    for path in files:
+        assert secret not in path.read_bytes()
+        assert secret.decode() not in str(path)
+        assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "code"),
+    [
+        ({"file": ("rows.jsonl", b"")}, {}, "invalid_file_format"),
+        ({"file": ("rows.jsonl", b"\x80\x04canary")}, {}, "invalid_file_format"),
+        ({"file": ("rows.zip", b"PK\x03\x04canary")}, {}, "invalid_file_format"),
+        ({"file": ("rows.parquet", JSONL)}, {}, "invalid_file_format"),
+        ({"file": ("rows.jsonl", JSONL)}, {"purpose": "world-domination"}, "invalid_value"),
+        ({"file": ("rows.jsonl", JSONL)}, {"porpose": "fine-tune"}, "unknown_field"),
+        ({"data": ("rows.jsonl", JSONL)}, {}, "unknown_field"),
+    ],
+)
+def test_bad_uploads_get_400_and_leave_nothing(
+    rooms: Rooms, client: TestClient, files: Any, data: Any, code: str
+) -> None:
+    error_of(client.post("/v1/files", files=files, data=data), 400, code)
+    assert [path for path in rooms.store.root.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b"{}"),
+        ("multipart/form-data", b"--x--"),
+        ("multipart/form-data; boundary=x", b""),
+        ("multipart/form-data; boundary=x", b"garbage"),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\na,b\r\n1,2',
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--x--\r\n',
+        ),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n\r\n--x--\r\n"),
+    ],
+)
+def test_uploads_that_are_not_whole_multipart_get_400(
+    rooms: Rooms, client: TestClient, kind: str, body: bytes
+) -> None:
+    response = client.post("/v1/files", content=body, headers={"content-type": kind})
+    assert response.status_code == 400, response.text
+    assert [path for path in rooms.store.root.rglob("*") if path.is_file()] == []
+
+
+def test_too_large_and_too_many_files_are_refused(tmp_path: Path) -> None:
+    rooms = rooms_in(tmp_path, settings={"max_upload_bytes": 1000, "max_files": 2})
+    client = TestClient(build_api(rooms), headers=ALICE)
+    upload(client, JSONL[:400].rsplit(b"\n", 1)[0])
+    error_of(client.post("/v1/files", files={"file": ("a.csv", b"x" * 1001)}), 413, "file_too_large")
+    upload(client, b'{"a": 1}')
+    assert "delete one" in error_of(
+        client.post("/v1/files", files={"file": ("a.csv", b"x")}), 400, "too_many_files"
+    )
+
+
+def test_a_large_upload_is_stored_whole(rooms: Rooms, client: TestClient) -> None:
+    rows = b"".join(
+        b'{"question": "%d", "answer": "%s"}\n' % (n, os.urandom(2000).hex().encode()) for n in range(300)
+    )
+    made = upload(client, rows)
+    assert client.get(f"/v1/files/{made}").json()["bytes"] == len(rows)
+    result = client.post("/finetune", json=lesson(made, number_elements_for_training=300)).json()
+    assert result["rows_used"] == 300
+
+
+# --- lessons ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/finetune", "/fine_tune", "/finetuning"])
+@pytest.mark.parametrize("config", ["", " ", None])
+def test_a_fine_tuning_answers_as_the_house_api_does_and_then_inference_differs(
+    client: TestClient, path: str, config: str | None
+) -> None:
+    before = client.post("/inference", json={"input_text": "x"}).json()["completion"]
+    response = client.post(path, json=lesson(upload(client), config_name=config, epochs=2))
+    assert response.status_code == 200
+    result = response.json()
+    assert result["text"] == DONE
+    assert result["rows_used"] == 10
+    assert result["rows_skipped"] == 0
+    assert result["steps"] == 4
+    after = client.post("/inference", json={"input_text": "x"}).json()["completion"]
+    assert after != before
+    assert client.post("/test", json={"input_text": "x"}).json()["completion"] == "x"
+
+
+def events_of(text: str) -> list[tuple[str, Any]]:
+    events = []
+    for block in text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return events
+
+
+def test_asked_for_events_it_tells_its_progress_and_ends_with_the_result(client: TestClient) -> None:
+    made = upload(client)
+    response = client.post("/finetune", json=lesson(made, epochs=3), headers={"accept": "text/event-stream"})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = events_of(response.text)
+    assert [name for name, _ in events][-1] == "result"
+    assert events[-1][1]["text"] == DONE
+    steps = [data for name, data in events if name == "progress" and data["phase"] == "training"]
+    assert [data["step"] for data in steps] == list(range(7))
+    assert {data["total_steps"] for data in steps} == {6}
+    assert set(steps[0]) == {"phase", "step", "total_steps", "loss", "eta_seconds"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        (
+            {"question_column": "quesiton"},
+            "missing_column",
+            'Did you mean "question"? The columns are: "question", "answer"',
+        ),
+        ({"answer_column": "Answer"}, "missing_column", 'Did you mean "answer"'),
+        ({"number_elements_for_training": 11}, "too_few_examples", "has 10 rows. Ask for at most 10"),
+        ({"number_elements_for_training": 0}, "invalid_value", "greater than or equal to 1"),
+        ({"number_elements_for_training": "10"}, "invalid_value", "valid integer"),
+        ({"number_elements_for_training": 10**9}, "invalid_value", "1 to 100000"),
+        ({"config_name": "wikitext"}, "unknown_config", 'send config_name as ""'),
+        ({"epochs": 0}, "invalid_value", '"epochs"'),
+        ({"epochs": 10**6}, "invalid_value", "1 to 100"),
+        ({"learning_rate": 0}, "invalid_value", '"learning_rate"'),
+        ({"learning_rate": 5}, "invalid_value", '"learning_rate"'),
+        ({"dataset_nmae": "x"}, "unknown_field", 'Did you mean "dataset_name"'),
+        ({"dataset_name": "org/secret"}, "dataset_not_found", "POST /v1/files"),
+        ({"dataset_name": "http://127.0.0.1:1/x"}, "dataset_not_found", "fetches nothing from outside"),
+        ({"dataset_name": ""}, "invalid_value", '"dataset_name"'),
+        ({"question_column": ""}, "invalid_value", '"question_column"'),
+    ],
+)
+def test_bad_lessons_get_400_and_the_previous_adapter_still_answers(
+    client: TestClient, changes: dict[str, Any], code: str, words: str
+) -> None:
+    made = upload(client)
+    client.post("/finetune", json=lesson(made))
+    before = client.post("/inference", json={"input_text": "x"}).json()
+    for headers in ({}, {"accept": "text/event-stream"}):
+        response = client.post("/finetune", json=lesson(made) | changes, headers=headers)
+        assert words in error_of(response, 400, code)
+    assert client.post("/inference", json={"input_text": "x"}).json() == before
+
+
+def test_a_missing_field_of_a_lesson_is_named(client: TestClient) -> None:
+    body = lesson("file-x")
+    del body["answer_column"]
+    assert '"answer_column" is needed' in error_of(client.post("/finetune", json=body), 400, "missing_field")
+
+
+def test_null_and_empty_rows_are_counted_and_named_or_skipped_on_request(client: TestClient) -> None:
+    rows = [
+        *ROWS,
+        {"question": None, "answer": "a"},
+        {"question": "canary", "answer": " "},
+        {"question": "q", "answer": ""},
+    ]
+    made = upload(client, "\n".join(json.dumps(row) for row in rows).encode())
+    body = lesson(made, number_elements_for_training=13)
+    response = client.post("/finetune", json=body)
+    message = error_of(response, 400, "null_value")
+    assert "1 is null (row 11)" in message
+    assert "2 are empty or blank (rows 12, 13)" in message
+    assert "canary" not in response.text
+    result = client.post("/finetune", json=body | {"on_invalid": "skip"}).json()
+    assert (result["rows_used"], result["rows_skipped"], result["skipped_rows"]) == (10, 3, [11, 12, 13])
+
+
+def test_one_column_for_both_is_plain_text(client: TestClient, rooms: Rooms) -> None:
+    seen: list[Pairs] = []
+
+    class Listening(CountingTrainer):
+        def train(self, data: Pairs, recipe: Recipe, stopped: Any) -> Iterator[Progress | Trained]:
+            seen.append(data)
+            return super().train(data, recipe, stopped)
+
+    rooms.workshop.trainer = Listening()
+    assert client.post("/finetune", json=lesson(upload(client), answer_column="question")).status_code == 200
+    assert seen[0].plain_text
+    assert seen[0].rows[3] == ("q 3", "q 3")
+
+
+class Slow(CountingTrainer):
+    """Trains until it is let go, and says what became of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go, self.stopped = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def train(self, data: Pairs, recipe: Recipe, stopped: Any) -> Iterator[Progress | Trained]:
+        self.begun.release()
+        yield Progress("training", 0, 1)
+        while not self.go.wait(0.01):
+            if stopped():
+                self.stopped.set()
+                return
+        yield from super().train(data, recipe, stopped)
+
+
+@contextmanager
+def training(
+    client: TestClient, body: dict[str, Any], headers: dict[str, str] = ALICE
+) -> Iterator[list[Any]]:
+    """A fine-tuning that is going on in another thread."""
+    answers: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(client.post("/finetune", json=body, headers=headers))
+    )
+    thread.start()
+    try:
+        yield answers
+    finally:
+        thread.join(20)
+
+
+def test_two_fine_tunings_of_one_tenant_at_once_get_409_and_others_wait_their_turn(tmp_path: Path) -> None:
+    """S-25: one wins, the second is told what to do, the first is not harmed; other tenants queue."""
+    slow = Slow()
+    rooms = rooms_in(tmp_path, trainer=slow, settings={"max_waiting_trainings": 1})
+    with TestClient(build_api(rooms), headers=ALICE) as client:
+        mine, bobs = upload(client), upload(client, headers=BOB)
+        carol = {"authorization": "Bearer carol-carol-carol-carol"}
+        carols = upload(client, headers=carol)
+        with training(client, lesson(mine)) as first:
+            assert slow.begun.acquire(timeout=10)
+            for headers in ({}, {"accept": "text/event-stream"}):
+                response = client.post("/finetune", json=lesson(mine), headers=headers)
+                assert "Wait until it has answered" in error_of(response, 409, "training_in_progress")
+                assert response.headers["x-should-retry"] == "false"
+            with training(client, lesson(bobs), BOB) as second:
+                deadline = time.monotonic() + 10
+                while len(rooms.workshop._tenants) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                full = client.post("/finetune", json=lesson(carols), headers=carol)
+                error_of(full, 503, "training_queue_full")
+                assert int(full.headers["retry-after"]) > 0
+                assert client.get("/").json() == {"status": "alive"}
+                assert client.post("/inference", json={"input_text": "x"}).json()["completion"] == "x"
+                slow.go.set()
+        assert [answer.status_code for answer in first + second] == [200, 200]
+        assert client.post("/finetune", json=lesson(carols), headers=carol).status_code == 200
+
+
+class Failing(CountingTrainer):
+    """Fails in the given way after two steps."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def train(self, data: Pairs, recipe: Recipe, stopped: Any) -> Iterator[Progress | Trained]:
+        yield Progress("training", 1, 9)
+        yield Progress("training", 2, 9)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(TrainingFailed("Use fewer rows."), "training_failed"), (ValueError("row-canary"), "internal_error")],
+)
+def test_a_failed_training_leaves_the_previous_adapter_answering(
+    rooms: Rooms, client: TestClient, error: BaseException, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S-20: also, what the failure says of the rows is told to nobody."""
+    made = upload(client)
+    client.post("/finetune", json=lesson(made))
+    before = client.post("/inference", json={"input_text": "x"}).json()
+    rooms.workshop.trainer = Failing(error)
+    with caplog.at_level(logging.DEBUG):
+        plain = client.post("/finetune", json=lesson(made))
+        streamed = client.post("/finetune", json=lesson(made), headers={"accept": "text/event-stream"})
+    error_of(plain, 500, code)
+    name, data = events_of(streamed.text)[-1]
+    assert (name, data["error"]["code"]) == ("error", code)
+    assert "canary" not in plain.text + streamed.text + caplog.text
+    assert client.post("/inference", json={"input_text": "x"}).json() == before
+    rooms.workshop.trainer = CountingTrainer()
+    assert client.post("/finetune", json=lesson(made, epochs=9)).status_code == 200
+    assert client.post("/inference", json={"input_text": "x"}).json() != before
+
+
+def scope_of(path: str, body: bytes, headers: dict[str, str]) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()]
+        + [(b"content-type", b"application/json")],
+        "client": None,
+        "server": ("enclave", 80),
+    }
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_a_caller_who_hangs_up_cancels_the_training_and_may_begin_anew(tmp_path: Path, accept: str) -> None:
+    slow = Slow()
+    rooms = rooms_in(tmp_path, trainer=slow)
+    app = build_api(rooms)
+    client = TestClient(app, headers=ALICE)
+    made = upload(client)
+    body = json.dumps(lesson(made)).encode()
+
+    async def hang_up_in_the_middle() -> None:
+        sent = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.to_thread(slow.begun.acquire, timeout=10)
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            pass
+
+        await asyncio.wait_for(
+            app(scope_of("/finetune", body, ALICE | {"accept": accept}), receive, send), 20
+        )
+
+    asyncio.run(hang_up_in_the_middle())
+    assert slow.stopped.wait(10)
+    assert client.post("/inference", json={"input_text": "x"}).json()["completion"] == "x"
+    slow.go.set()
+    assert client.post("/finetune", json=lesson(made)).status_code == 200
+
+
+# --- the loop, the log, the rest --------------------------------------------------------------
+
+
+class Thinking(EchoEngine):
+    """Thinks until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go, self.closed = threading.Event(), threading.Event(), threading.Event()
+
+    def generate(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
+        self.begun.set()
+        try:
+            while not self.go.wait(0.01):
+                yield Piece("…")
+            yield Piece("", finish="stop")
+        finally:
+            self.closed.set()
+
+
+def test_alive_is_answered_while_a_model_generates_and_waiting_has_a_limit(tmp_path: Path) -> None:
+    engine = Thinking()
+    rooms = rooms_in(tmp_path, engine=engine, settings={"max_waiting": 2})
+    app = build_api(rooms)
+
+    async def walk() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://enclave", headers=ALICE) as client:
+            asked = [asyncio.create_task(client.post("/test", json={"input_text": "x"})) for _ in range(2)]
+            assert await asyncio.to_thread(engine.begun.wait, 10)
+            began = time.monotonic()
+            assert (await client.get("/")).json() == {"status": "alive"}
+            assert time.monotonic() - began < 1
+            full = await client.post("/test", json={"input_text": "x"})
+            error_of(full, 503, "overloaded")
+            assert full.headers["retry-after"] == "5"
+            engine.go.set()
+            assert [(await task).status_code for task in asked] == [200, 200]
+
+    asyncio.run(walk())
+
+
+def test_a_caller_who_hangs_up_stops_the_model(tmp_path: Path) -> None:
+    engine = Thinking()
+    app = build_api(rooms_in(tmp_path, engine=engine))
+    body = b'{"input_text": "x"}'
+
+    async def hang_up() -> None:
+        sent = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.to_thread(engine.begun.wait, 10)
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            raise AssertionError("nobody is there to be answered")
+
+        await asyncio.wait_for(app(scope_of("/test", body, ALICE), receive, send), 20)
+
+    asyncio.run(hang_up())
+    assert engine.closed.wait(10)
+
+
+class Broken(EchoEngine):
+    """Raises an error whose text quotes the prompt."""
+
+    def generate(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
+        raise RuntimeError(f"cannot process {prompt.text}")
+
+
+def test_an_unexpected_error_is_a_constant_500_that_quotes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """S-20: neither the answer nor the log repeats the prompt that broke the engine."""
+    client = TestClient(build_api(rooms_in(tmp_path, engine=Broken())), headers=ALICE)
+    with caplog.at_level(logging.DEBUG):
+        response = client.post("/test", json={"input_text": "canary-7"})
+    error_of(response, 500, "internal_error")
+    assert "RuntimeError" in caplog.text
+    printed = capfd.readouterr()
+    assert "canary" not in response.text + caplog.text + printed.out + printed.err
+
+
+def test_no_prompt_answer_row_name_or_token_is_logged_over_all_routes_and_errors(
+    client: TestClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """S-20: canaries in every place a caller can write to."""
+    canary = "canary-0451"
+    token = {"authorization": f"Bearer {canary}-token-token"}
+    with caplog.at_level(logging.DEBUG):
+        rows = json.dumps({f"{canary}-q": canary, "answer": canary}).encode() + b"\n"
+        made = upload(client, rows, f"{canary}.jsonl", headers=token)
+        good = lesson(made, number_elements_for_training=1, question_column=f"{canary}-q")
+        for body in (
+            good,
+            good | {"question_column": canary},
+            good | {canary: canary},
+            good | {"dataset_name": canary},
+        ):
+            for accept in ("application/json", "text/event-stream"):
+                client.post("/finetune", json=body, headers=token | {"accept": accept})
+        for path in ("/test", "/inference"):
+            for body in ({"input_text": canary}, {canary: canary}, {"input_text": [canary]}, [canary]):
+                client.post(path, json=body, headers=token)
+        client.post("/test", content=canary.encode(), headers=token)
+        client.post(
+            "/v1/files", files={"file": (f"{canary}.zip", b"PK\x03\x04" + canary.encode())}, headers=token
+        )
+        client.get(f"/{canary}", headers=token)
+        client.get(f"/v1/files/{canary}", headers=token)
+        client.delete(f"/v1/files/{made}", headers=token)
+    printed = capfd.readouterr()
+    # httpx is the client of this test; its lines name the routes it asked for
+    logged = "\n".join(
+        record.getMessage() for record in caplog.records if not record.name.startswith("httpx")
+    )
+    assert canary not in logged + printed.out + printed.err
+
+
+def test_telemetry_cannot_be_switched_on_by_the_environment(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S-20: FastAPI's OpenTelemetry hooks stay off, with a provider in place and the switch thrown."""
+    from opentelemetry import trace
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Tracer, TracerProvider
+
+    begun: list[str] = []
+
+    class Spying(Tracer):
+        def start_span(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            begun.append(name)
+            return NonRecordingSpan(SpanContext(1, 1, False, TraceFlags(1)))
+
+        def start_as_current_span(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            begun.append(name)
+            return trace.use_span(NonRecordingSpan(SpanContext(1, 1, False, TraceFlags(1))))
+
+    class Provider(TracerProvider):
+        def get_tracer(self, *args: Any, **kwargs: Any) -> Tracer:
+            return Spying()
+
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(trace, "get_tracer_provider", Provider)
+    monkeypatch.setattr(trace, "get_tracer", lambda *args, **kwargs: Spying())
+
+    from fastapi import FastAPI
+
+    loud = FastAPI()
+    TestClient(loud).get("/nothing")
+    assert begun, "the spy saw nothing of an app whose telemetry is on: it proves nothing"
+    begun.clear()
+
+    app = build_api(rooms)
+    assert not app._native_telemetry.enabled()
+    with TestClient(app, headers=ALICE) as client:
+        client.post("/test", json={"input_text": "x"})
+        client.post("/test", json={"nothing": "x"})
+    assert begun == []
+
+
+def test_settings_bound_what_a_caller_may_ask_for(tmp_path: Path) -> None:
+    rooms = rooms_in(tmp_path, settings={"max_new_tokens": 5, "max_epochs": 2})
+    client = TestClient(build_api(rooms), headers=ALICE)
+    assert "1 to 5" in error_of(client.post("/test", json={"input_text": "x"}), 400, "invalid_value")
+    assert client.post("/test", json={"input_text": "x", "max_new_tokens": 5}).status_code == 200
+    assert "1 to 2" in error_of(
+        client.post("/finetune", json=lesson("file-x", epochs=3)), 400, "invalid_value"
+    )
+
+
+def test_the_adapters_bytes_on_disk_may_rot_and_the_answer_says_what_to_do(
+    rooms: Rooms, client: TestClient
+) -> None:
+    made = upload(client)
+    client.post("/finetune", json=lesson(made))
+    (adapter,) = rooms.store.root.glob("*/adapters/current")
+    data = bytearray(adapter.read_bytes())
+    data[-1] ^= 1
+    adapter.write_bytes(data)
+    message = error_of(client.post("/inference", json={"input_text": "x"}), 500, "damaged_adapter")
+    assert "Fine-tune again" in message
+    assert client.post("/finetune", json=lesson(made)).status_code == 200
+    assert client.post("/inference", json={"input_text": "x"}).status_code == 200
+
+
+def test_fields_in_parquet_and_csv_serve_as_well(client: TestClient) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), sink)
+    csv = b"question,answer\n" + b"".join(b'"q, %d",a\n' % n for n in range(10))
+    for name, data in (
+        ("rows.parquet", sink.getvalue()),
+        ("rows.csv", csv),
+        ("rows.json", json.dumps(ROWS).encode()),
+    ):
+        assert client.post("/finetune", json=lesson(upload(client, data, name))).json()["rows_used"] == 10

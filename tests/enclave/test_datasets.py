@@ -1,0 +1,256 @@
+"""A file → rows, or a refusal that names what is wrong and quotes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclave_app.datasets import (
+    MOST_IN_A_CELL,
+    Form,
+    HuggingFaceHub,
+    NoHub,
+    Pairs,
+    Wanted,
+    check_repository,
+    read,
+    select,
+)
+from enclave_app.refusals import Refusal
+
+ROWS = [{"q": "one", "a": "eins"}, {"q": "two", "a": "zwei"}, {"q": "two", "a": "zwei"}]
+WANTED = Wanted("q", "a", 3)
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def jsonl(rows: list[Any]) -> bytes:
+    return "\n".join(json.dumps(row) for row in rows).encode()
+
+
+FILES = {
+    "rows.jsonl": jsonl(ROWS),
+    "rows.json": json.dumps(ROWS).encode(),
+    "rows.csv": b"q,a\none,eins\ntwo,zwei\ntwo,zwei\n",
+    "rows.parquet": parquet(ROWS),
+}
+
+
+def taken(data: bytes, name: str = "rows.jsonl", wanted: Wanted = WANTED) -> Pairs:
+    return select(read(data, Form.of(name, data[: 64 << 10])), wanted)
+
+
+def refused(data: bytes, name: str = "rows.jsonl", wanted: Wanted = WANTED) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        taken(data, name, wanted)
+    assert 400 <= caught.value.status < 500
+    return caught.value
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_form_gives_the_same_rows_and_duplicates_are_fine(name: str) -> None:
+    assert taken(FILES[name], name).rows == (("one", "eins"), ("two", "zwei"), ("two", "zwei"))
+    assert taken(FILES[name], "no-ending-at-all").rows == taken(FILES[name], name).rows
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\xef\xbb\xbfq,a\r\none,eins\r\n", "a.csv"),
+        (b"q;a\none;eins\n", "a.csv"),
+        (b"q\ta\none\teins\n", "a.csv"),
+        (b'a,"q",extra\neins,"one",x\n', "a.csv"),
+        (b'\n\n{"q": "one", "a": "eins", "extra": [1]}\n\n', "a.jsonl"),
+        (b' [{"q": "one", "a": "eins"}]', "a.json"),
+        (b'{"q": "one", "a": "eins"}', "a.json"),
+        (b'{"q": "one", "a": "eins"}\r\n', "a.ndjson"),
+    ],
+)
+def test_common_ways_of_writing_are_understood(data: bytes, name: str) -> None:
+    assert taken(data, name, Wanted("q", "a", 1)).rows == (("one", "eins"),)
+
+
+def test_a_csv_cell_may_hold_lines_and_quotes() -> None:
+    data = b'q,a\n"one\nline, ""two""",eins\n'
+    assert taken(data, "a.csv", Wanted("q", "a", 1)).rows == (('one\nline, "two"', "eins"),)
+
+
+def test_the_first_rows_are_taken_and_what_follows_is_not_judged() -> None:
+    data = jsonl([*ROWS, {"q": None}, {"nonsense": 1}])
+    assert len(taken(data).rows) == 3
+
+
+def test_numbers_and_truth_values_are_written_as_text() -> None:
+    data = jsonl([{"q": 1, "a": 2.5}, {"q": True, "a": False}])
+    assert taken(data, wanted=Wanted("q", "a", 2)).rows == (("1", "2.5"), ("true", "false"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_misspelt_column_lists_the_columns_there_are(name: str) -> None:
+    refusal = refused(FILES[name], name, Wanted("Q", "answer", 3))
+    assert refusal.param == "question_column"
+    assert 'Did you mean "q"? The columns are: "q", "a".' in refusal.message
+    assert refused(FILES[name], name, Wanted("q", "answer", 3)).param == "answer_column"
+
+
+def test_many_columns_are_listed_in_part() -> None:
+    row = {f"column {n}": "x" for n in range(100)}
+    assert "and 60 more" in refused(jsonl([row])).message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_asking_for_more_rows_than_there_are_says_how_many_there_are(name: str) -> None:
+    refusal = refused(FILES[name], name, Wanted("q", "a", 4))
+    assert refusal.code == "too_few_examples"
+    assert "has 3 rows. Ask for at most 3" in refusal.message
+
+
+@pytest.mark.parametrize("data", [b"q,a\n", b"[]"])
+def test_a_file_without_rows_says_so(data: bytes) -> None:
+    assert "no rows" in refused(data, "a.csv" if data[:1] == b"q" else "a.json").message
+
+
+BAD = [
+    ({"q": None, "a": "x"}, "null_value", "null"),
+    ({"q": "x", "a": ""}, "empty_text", "empty or blank"),
+    ({"q": " \n\t", "a": "x"}, "empty_text", "empty or blank"),
+    ({"q": "canary", "a": {"canary": 1}}, "wrong_type", "neither text nor a number"),
+    ({"q": ["canary"], "a": "x"}, "wrong_type", "neither text nor a number"),
+    ({"q": "canary"}, "missing_column", "without one of the columns"),
+    ({"q": "x" * (MOST_IN_A_CELL + 1), "a": "x"}, "too_many_tokens", "longer than 1048576 characters"),
+    ({"q": "canary \ud800", "a": "x"}, "invalid_encoding", "not valid Unicode"),
+]
+
+
+@pytest.mark.parametrize(("row", "code", "words"), BAD)
+def test_bad_rows_are_counted_and_named_and_not_quoted(row: dict[str, Any], code: str, words: str) -> None:
+    """S-20: row numbers, never what stands in the rows."""
+    data = jsonl([*ROWS, row, ROWS[0], row])
+    refusal = refused(data, wanted=Wanted("q", "a", 6))
+    assert refusal.code == code
+    assert f"2 are {words} (rows 4, 6)" in refusal.message
+    assert "canary" not in refusal.message
+    pairs = taken(data, wanted=Wanted("q", "a", 6, on_invalid="skip"))
+    assert (len(pairs.rows), pairs.skipped) == (4, (4, 6))
+    everything = refused(
+        jsonl([ROWS[0] | {"q": ""}, ROWS[0] | {"q": ""}]), wanted=Wanted("q", "a", 2, "skip")
+    )
+    assert "No row of 2 can be used" in everything.message
+
+
+def test_missing_numbers_in_parquet_are_null() -> None:
+    data = parquet([{"q": 1.5, "a": "x"}, {"q": float("nan"), "a": "y"}])
+    assert "1 is null (row 2)" in refused(data, "a.parquet", Wanted("q", "a", 2)).message
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "words"),
+    [
+        (b"", "a.jsonl", "empty"),
+        (b" \n ", "a.jsonl", "empty"),
+        (b"PK\x03\x04canary", "a.zip", "archive"),
+        (b"\x1f\x8bcanary", "a.jsonl.gz", "compressed"),
+        (b"\x80\x04\x95canary", "a.pkl", "neither text nor Parquet"),
+        (b"q,a\n\0canary,x\n", "a.csv", "neither text nor Parquet"),
+        (b"PAR1canary", "a.parquet", "damaged"),
+        (parquet(ROWS)[:-20], "a.parquet", "damaged"),
+        (parquet(ROWS)[:100] + b"canary" + parquet(ROWS)[106:], "a.parquet", "damaged"),
+        (b"q,a\none,eins\n", "a.parquet", "its name says parquet"),
+        (b'{"q": "canary"', "a.jsonl", "line 1 is not JSON"),
+        (jsonl(ROWS) + b"\ncanary", "a.jsonl", "line 4 is not JSON"),
+        (jsonl(ROWS) + b"\n[1]", "a.jsonl", "line 4 is not a JSON object"),
+        (b'{"a":' * 100_000, "a.jsonl", "nested too deep"),
+        (b"[1, 2]", "a.json", "row 1 is not a JSON object"),
+        (b'[{"q": "canary"}, ', "a.json", "not JSON"),
+        (b"q,a\none\n", "a.csv", "row 1 has 1 cells and the first line 2"),
+        (b"q,q\none,two\n", "a.csv", 'names a column twice: "q"'),
+        (b'q,a\n"canary', "a.csv", "is not CSV"),
+        (b"q,a\n\xe9canary,x\n", "a.csv", "not UTF-8 (line 2, byte 4)"),
+        ("q,a\nonü,x\n".encode("utf-16"), "a.csv", "neither text"),
+    ],
+)
+def test_unreadable_files_are_refused_with_the_place_of_the_fault(data: bytes, name: str, words: str) -> None:
+    """S-18, S-20: pickles and archives are not opened, and no content is repeated."""
+    refusal = refused(data, name, Wanted("q", "a", 4))
+    assert words in refusal.message, refusal.message
+    assert "canary" not in refusal.message
+
+
+def told(data: bytes, name: str) -> int:
+    """The status a caller would get; anything but a refusal comes through."""
+    try:
+        taken(data, name)
+    except Refusal as refusal:
+        return refusal.status
+    return 200
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_whatever_raise_anything_but_a_refusal(data: bytes) -> None:
+    for name in FILES:
+        assert told(data, name) < 500
+
+
+@given(st.binary(max_size=40), st.integers(0, 2000))
+def test_a_damaged_parquet_file_raises_nothing_but_a_refusal(noise: bytes, place: int) -> None:
+    good = FILES["rows.parquet"]
+    place %= len(good)
+    assert told(good[:place] + noise + good[place + len(noise) :], "rows.parquet") < 500
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=20))
+def test_rows_survive_json_lines_and_parquet(pairs: list[tuple[str, str]]) -> None:
+    kept = [(q, a) for q, a in pairs if q.strip() and a.strip()]
+    rows = [{"q": q, "a": a} for q, a in pairs]
+    for data, name in ((jsonl(rows), "a.jsonl"), (parquet(rows), "a.parquet")):
+        if kept:
+            assert taken(data, name, Wanted("q", "a", len(rows), "skip")).rows == tuple(kept)
+        else:
+            refused(data, name, Wanted("q", "a", len(rows), "skip"))
+
+
+def test_without_leave_nothing_is_fetched_from_a_hub() -> None:
+    """S-19: the refusal comes from a function that opens no socket, and says what to do instead."""
+    with pytest.raises(Refusal, match="POST /v1/files"):
+        list(NoHub().rows("org/name", None, 1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "name",
+        "a/b/c",
+        "../x",
+        "a/..",
+        "http://evil/x",
+        "http:\\\\evil",
+        "//evil/x",
+        "/etc/passwd",
+        "a/b@c",
+        "org/na me",
+    ],
+)
+def test_only_plain_names_ever_reach_the_hub(name: str) -> None:
+    """S-19: neither addresses nor paths."""
+    with pytest.raises(Refusal, match="ORG/NAME"):
+        list(HuggingFaceHub().rows(name, None, 1))
+
+
+def test_a_hub_repository_with_a_script_is_refused() -> None:
+    """S-18: whatever else is in it."""
+    check_repository(["README.md", "data/train.parquet"])
+    with pytest.raises(Refusal, match="scripts are never run"):
+        check_repository(["data/train.parquet", "squad.py"])
+    with pytest.raises(Refusal, match="no Parquet"):
+        check_repository(["README.md", "data.tar.gz"])

@@ -1,0 +1,208 @@
+"""The environment is read once, strictly; what must not be there stops the start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from enclave_app.settings import KEPT, MALLOC_TUNABLES, InvalidSettings, Settings, forget
+from tests.conftest import REPOSITORY
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    settings = Settings.from_environ({})
+    assert settings == Settings()
+    assert (settings.model, settings.instruct_model) == ("tiiuae/falcon-7b", "tiiuae/falcon-7b-instruct")
+    assert (settings.port, settings.allow_outbound, settings.data_dir) == (80, False, None)
+
+
+def test_every_field_can_be_set_and_is_read_as_its_type() -> None:
+    read = Settings.from_environ(
+        {
+            "BLINDBOX_MODEL": "/models/base",
+            "BLINDBOX_INSTRUCT_MODEL": "org/chat-1.5",
+            "BLINDBOX_MODELS_DIR": "/srv/models",
+            "BLINDBOX_ENGINE": "echo",
+            "BLINDBOX_QUOTER": "simulated",
+            "BLINDBOX_DEVICE": "cuda:1",
+            "BLINDBOX_HOST": "127.0.0.1",
+            "BLINDBOX_PORT": "8080",
+            "BLINDBOX_DATA_DIR": "/srv/data",
+            "BLINDBOX_ALLOW_OUTBOUND": "1",
+            "BLINDBOX_AUTHORITIES": "Box.example:80, other.example",
+            "BLINDBOX_ENDORSEMENTS_DIR": "/srv/certificates",
+            "BLINDBOX_MAX_NEW_TOKENS": "7",
+            "BLINDBOX_MAX_UPLOAD_BYTES": "1000",
+            "BLINDBOX_MAX_FILES": "2",
+            "BLINDBOX_MAX_TRAINING_ROWS": "3",
+            "BLINDBOX_MAX_TRAINING_TOKENS": "64",
+            "BLINDBOX_MAX_EPOCHS": "4",
+            "BLINDBOX_MAX_WAITING": "5",
+            "BLINDBOX_MAX_WAITING_TRAININGS": "0",
+        }
+    )
+    assert all(getattr(read, field.name) != getattr(Settings(), field.name) for field in fields(Settings))
+    assert read.data_dir == Path("/srv/data")
+    assert read.authorities == ("box.example:80", "other.example")
+
+
+def test_a_misspelt_setting_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InvalidSettings, match='Did you mean "BLINDBOX_MODEL"'):
+        Settings.from_environ({"BLINDBOX_MODLE": "x"})
+    with pytest.raises(InvalidSettings, match="not a setting"):
+        Settings.from_environ({"blindbox_model": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BLINDBOX_PORT", "70000"),
+        ("BLINDBOX_PORT", "-1"),
+        ("BLINDBOX_PORT", "８０"),
+        ("BLINDBOX_PORT", ""),
+        ("BLINDBOX_ENGINE", "vllm"),
+        ("BLINDBOX_QUOTER", "none"),
+        ("BLINDBOX_HOST", "a b"),
+        ("BLINDBOX_DEVICE", "cuda;rm"),
+        ("BLINDBOX_MODEL", "../../etc"),
+        ("BLINDBOX_MODEL", "/models/../etc"),
+        ("BLINDBOX_MODEL", "org/name/more"),
+        ("BLINDBOX_MODEL", "org/na\nme"),
+        ("BLINDBOX_DATA_DIR", "data"),
+        ("BLINDBOX_DATA_DIR", "/data\0"),
+        ("BLINDBOX_ALLOW_OUTBOUND", "yes"),
+        ("BLINDBOX_AUTHORITIES", "a,,b"),
+        ("BLINDBOX_MAX_NEW_TOKENS", "0"),
+        ("BLINDBOX_MAX_NEW_TOKENS", "1e3"),
+    ],
+)
+def test_a_value_out_of_range_or_character_set_is_refused_by_name(name: str, value: str) -> None:
+    """S-31: allowed by name and by character set."""
+    with pytest.raises(InvalidSettings, match=name):
+        Settings.from_environ({name: value})
+
+
+HOSTILE = {
+    "LD_PRELOAD": "/tmp/x.so",
+    "LD_LIBRARY_PATH": "/tmp",
+    "LD_AUDIT": "/tmp/x.so",
+    "PYTHONPATH": "/tmp",
+    "PYTHONSTARTUP": "/tmp/x.py",
+    "PYTHONHOME": "/tmp",
+    "PYTHON_VERSION": "3.11; rm",
+    "PYTHONUNBUFFERED": "/tmp",
+    "HF_ENDPOINT": "http://evil",
+    "HF_HOME": "/tmp",
+    "HF_HUB_OFFLINE": "0",
+    "HUGGINGFACE_HUB_CACHE": "/tmp",
+    "TORCH_HOME": "/tmp",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp",
+    "PYTORCH_JIT": "0",
+    "TRANSFORMERS_CACHE": "/tmp",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://evil",
+    "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
+    "HTTP_PROXY": "http://evil",
+    "https_proxy": "http://evil",
+    "all_proxy": "socks5://evil",
+    "no_proxy": "*",
+    "SSL_CERT_FILE": "/tmp/ca.pem",
+    "SSL_CERT_DIR": "/tmp",
+    "SSLKEYLOGFILE": "/tmp/keys",
+    "REQUESTS_CA_BUNDLE": "/tmp/ca.pem",
+    "CURL_CA_BUNDLE": "/tmp/ca.pem",
+    "OPENSSL_CONF": "/tmp/openssl.cnf",
+    "GLIBC_TUNABLES": "glibc.malloc.check=3",
+    "MALLOC_TRACE": "/tmp/trace",
+    "WANDB_API_KEY": "x",
+    "WEB_CONCURRENCY": "8",
+    "FORWARDED_ALLOW_IPS": "*",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_variable_stops_the_start(name: str) -> None:
+    """S-31: whatever would change what runs without changing what is measured."""
+    with pytest.raises(InvalidSettings, match=name):
+        Settings.from_environ({name: HOSTILE[name]})
+
+
+def test_all_faults_are_told_at_once_and_values_are_not_repeated() -> None:
+    with pytest.raises(InvalidSettings) as refused:
+        Settings.from_environ({"LD_PRELOAD": "canary", "BLINDBOX_PORT": "canary", "BLINDBOX_X": "canary"})
+    assert len(str(refused.value).splitlines()) == 3
+    assert "canary" not in str(refused.value)
+
+
+def test_what_official_python_images_set_is_harmless() -> None:
+    environ = {
+        "PATH": "/usr/bin",
+        "PYTHON_VERSION": "3.11.14",
+        "PYTHON_SHA256": "ab" * 32,
+        "PYTHON_PIP_VERSION": "24.0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "GLIBC_TUNABLES": MALLOC_TUNABLES,
+        "HF_HUB_OFFLINE": "1",
+        "HOSTNAME": "box",
+    }
+    assert Settings.from_environ(environ) == Settings()
+
+
+def test_what_is_not_needed_is_forgotten() -> None:
+    environ = {
+        "PATH": "/usr/bin",
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+        "BLINDBOX_PORT": "80",
+        "AWS_SECRET": "x",
+    }
+    forget(environ)
+    assert environ == {"PATH": "/usr/bin"}
+    assert "PATH" in KEPT
+
+
+def test_the_digest_covers_every_field() -> None:
+    base = Settings()
+    assert len(base.digest()) == 48
+    assert base.digest() == Settings().digest()
+    others = [
+        replace(base, **{field.name: 7 if value != 7 else 8})
+        for field in fields(Settings)
+        for value in (getattr(base, field.name),)
+    ]
+    digests = {settings.digest() for settings in (base, *others)}
+    assert len(digests) == 1 + len(fields(Settings))
+
+
+def start(environ: dict[str, str], seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    paths = [str(REPOSITORY), str(REPOSITORY / "attestation")]
+    code = f"import sys; sys.path[:0] = {paths!r}; import runpy; "
+    return subprocess.run(
+        [sys.executable, "-I", "-c", code + "runpy.run_module('enclave_app', run_name='__main__')"],
+        env={"PATH": os.environ["PATH"], **environ},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"HF_ENDPOINT": "http://evil"},
+        {"http_proxy": "http://evil"},
+        {"BLINDBOX_PROT": "80"},
+        {"BLINDBOX_QUOTER": "simulated", "BLINDBOX_MODEL": "/nowhere/at/all"},
+        {"BLINDBOX_QUOTER": "simulated", "BLINDBOX_MODEL": "org/absent"},
+    ],
+)
+def test_the_program_does_not_start_with_it_and_says_why(environ: dict[str, str]) -> None:
+    """S-31: exit code 2 and a reason, before anything is loaded."""
+    run = start(environ)
+    assert run.returncode == 2, run.stderr
+    assert "not started" in run.stderr
+    assert "Traceback" not in run.stderr
