@@ -14,9 +14,9 @@ ARG BASE=python:3.11-slim-bookworm
 
 # ── Python packages, by hash ─────────────────────────────────────────────────────────────────────────
 FROM ${BASE} AS packages
-# Where pip finds torch's CPU wheels; empty where pip's own configuration already knows.  The wheels
-# themselves are pinned in requirements/torch.sha256, so the place is not trusted.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# An index of CPU wheels of PyTorch, where pip's default one has only CUDA builds.  The wheels themselves are
+# pinned in requirements/torch.sha256, so the place is not trusted.
+ARG TORCH_INDEX=
 # No .pyc of pip's making: it carries file times.  The one made below carries hashes.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=1767225600
 COPY requirements/enclave.txt image/compile.py /build/

@@ -7,7 +7,8 @@
 #   make image   the container image
 #
 # PYTHON       the interpreter the environment is made with (3.11 or later)
-# TORCH_INDEX  an index of CPU wheels of PyTorch, where the default index would bring a CUDA build
+# TORCH_INDEX  an index of CPU wheels of PyTorch, where pip's default one has only the CUDA build
+#              (then pip says that torch's hash does not match)
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-ROOMS := attestation client_sdk enclave_app tests bench
+ROOMS := attestation client_sdk enclave_app tests bench image
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check format bench image lock clean
@@ -64,7 +65,7 @@ bench: $(VENV)/.tests
 	$(BIN)/python bench/channel.py $(BENCH)
 
 image:
-	image/build.sh $(IMAGE)
+	TORCH_INDEX=$(TORCH_INDEX) image/build.sh $(IMAGE)
 
 lock: $(VENV)/.tests
 	requirements/lock.sh

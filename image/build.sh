@@ -7,6 +7,7 @@
 #   --stand-in   a base made of Debian packages (image/base.sh) instead of the Dockerfile's, which a
 #                registry has to serve.  Kept in ${XDG_CACHE_HOME:-~/.cache}/blindbox.
 #   BASE=NAME    another base, best by digest
+#   TORCH_INDEX=URL  an index of CPU wheels of PyTorch, where pip's default one has none
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -52,11 +53,9 @@ if [ -n "$stand_in" ]; then
     set -- --pull-never "$@"
 fi
 
-# Where pip is told of places of its own, torch is looked for there and not at the public index of CPU wheels.
+# What pip is told of places of its own on this machine holds in the build too.
 python3 "$root/image/pip_here.py" "$work" >"$work/mounts"
-if grep -q find-links "$work/pip.conf"; then
-    set -- --build-arg TORCH_INDEX= "$@"
-fi
+[ -z "${TORCH_INDEX:-}" ] || set -- --build-arg "TORCH_INDEX=$TORCH_INDEX" "$@"
 while IFS= read -r mount; do
     set -- "$mount" "$@"
 done <"$work/mounts"

@@ -17,7 +17,7 @@ BlindBoxError
     ├── MalformedMessage       a sealed or binary message breaks its format
     └── TruncatedMessage       it ended before its authenticated end
 
-Every `AttestationError` carries a stable `code` (kebab-case, listed in SPEC.md §4) and the steps passed before it.
+Every `AttestationError` carries a stable `code` (listed in SPEC.md §4) and the steps passed before it.
 Messages may hold measurements, versions and fingerprints; never a prompt, an answer, a key or a token.
 """
 

@@ -45,7 +45,7 @@ def main() -> None:
         policy = blindbox.UnsafeSimulatedPolicy()
         with requests.Session(policy=policy) as session:
             try:
-                summary = _journey(session, origin, epochs=2 if arguments.quick else 14)
+                summary = _journey(session, origin, epochs=1 if arguments.quick else 8)
             except Exception:
                 print(f"\nThe enclave's log is in {log}.", file=sys.stderr)
                 raise
@@ -100,6 +100,7 @@ def _finetune(session: Any, origin: str, dataset: str, rows: int, epochs: int) -
         "answer_column": "answer",
         "number_elements_for_training": rows,
         "epochs": epochs,
+        "batch_size": 4,
         "learning_rate": 1e-3,
     }
     response = session.post(
@@ -224,7 +225,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="train for two epochs only")
+    parser.add_argument("--quick", action="store_true", help="train for one epoch only")
     parser.add_argument("--port", type=int, help="the port to take (80, else 8080, else a free one)")
     parser.add_argument("--cache", type=Path, default=CHECKOUT / ".cache", help="where the model is kept")
     arguments = parser.parse_args()

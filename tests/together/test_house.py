@@ -9,11 +9,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import blindbox
 import blindbox_attestation
 import blindbox_attestation.channel
-import pytest
-
 from tests.conftest import REPOSITORY
 
 
@@ -65,7 +65,11 @@ def test_the_codes_in_the_specification_and_in_the_source_are_the_same() -> None
 
 def test_links_between_the_pages_lead_somewhere() -> None:
     broken = []
-    for page in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("attestation/*.md")]:
+    for page in [
+        *REPOSITORY.glob("*.md"),
+        *REPOSITORY.glob("docs/**/*.md"),
+        *REPOSITORY.glob("attestation/*.md"),
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             if not (page.parent / target).exists():
                 broken.append(f"{page.name} → {target}")
