@@ -31,14 +31,14 @@ $(BIN)/python:
 # What runs: the client, the enclave and the demo's model, every file pinned by hash.
 $(VENV)/.runs: requirements/enclave.txt requirements/demo.txt | $(BIN)/python
 	@echo "Installing the locked requirements into $(VENV) (PyTorch is among them; a minute or two) …"
-	$(PIP) install --quiet --require-hashes $(INDEX) -r requirements/enclave.txt
-	$(PIP) install --quiet --require-hashes --no-deps -r requirements/demo.txt
+	$(PIP) install -qq --require-hashes $(INDEX) -r requirements/enclave.txt
+	$(PIP) install -qq --require-hashes --no-deps -r requirements/demo.txt
 	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "blindbox-checkout.pth").write_text("".join(f"{pathlib.Path(p).resolve()}\n" for p in (".", "client_sdk", "attestation")))'
 	@touch $@
 
 # What tests and checks need besides.
 $(VENV)/.tests: requirements/dev.txt $(VENV)/.runs
-	$(PIP) install --quiet --require-hashes $(INDEX) -r requirements/dev.txt
+	$(PIP) install -qq --require-hashes $(INDEX) -r requirements/dev.txt
 	@touch $@
 
 demo: $(VENV)/.runs

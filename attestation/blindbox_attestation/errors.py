@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .verify import Step
+    from .steps import Step
 
 
 class BlindBoxError(Exception):

@@ -20,7 +20,8 @@ from .policy import Policy
 from .simulated import UnsafeSimulatedPolicy
 from .snp.claims import SnpClaims
 from .snp.policy import SnpPolicy
-from .steps import Finding, Step, Walk
+from .steps import Step
+from .walk import Finding, Walk
 
 __all__ = ["Step", "Verified", "verify"]
 

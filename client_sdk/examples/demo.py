@@ -45,7 +45,7 @@ def main() -> None:
         policy = blindbox.UnsafeSimulatedPolicy()
         with requests.Session(policy=policy) as session:
             try:
-                summary = _journey(session, origin, epochs=1 if arguments.quick else 8)
+                summary = _journey(session, origin, epochs=1 if arguments.quick else 6)
             except Exception:
                 print(f"\nThe enclave's log is in {log}.", file=sys.stderr)
                 raise
@@ -130,7 +130,7 @@ def _events(response: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _progress(data: dict[str, Any]) -> None:
     total = data.get("total_steps") or 0
-    if not total:
+    if not total or data.get("phase") != "training":
         return
     step = data.get("step") or 0
     width = 32

@@ -11,7 +11,7 @@ import pytest
 
 from blindbox_attestation.errors import AttestationError
 from blindbox_attestation.snp import Report, SnpPolicy, Tcb, appraise
-from blindbox_attestation.steps import Walk
+from blindbox_attestation.walk import Walk
 
 pytestmark = pytest.mark.filterwarnings("ignore::blindbox_attestation.MilanWarning")
 

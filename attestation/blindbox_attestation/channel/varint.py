@@ -10,15 +10,16 @@ from __future__ import annotations
 from ..errors import MalformedMessage
 
 _LARGEST = (1 << 62) - 1
+_ONE_BYTE = tuple(bytes((value,)) for value in range(1 << 6))  # most lengths in a message
 _SMALLEST_OF_SIZE = {1: 0, 2: 1 << 6, 4: 1 << 14, 8: 1 << 30}
 
 
 def encode(value: int) -> bytes:
     """Return `value` in its shortest form, 1, 2, 4 or 8 bytes."""
+    if 0 <= value < 1 << 6:
+        return _ONE_BYTE[value]
     if value < 0:
         raise ValueError(f"a length cannot be negative: {value}")
-    if value < 1 << 6:
-        return value.to_bytes(1, "big")
     if value < 1 << 14:
         return (value | 1 << 14).to_bytes(2, "big")
     if value < 1 << 30:
@@ -33,9 +34,9 @@ def read(data: bytes | bytearray | memoryview, position: int = 0) -> tuple[int, 
     if position >= len(data):
         return None
     first = data[position]
-    size = 1 << (first >> 6)
-    if size == 1:
+    if first < 1 << 6:
         return first, position + 1
+    size = 1 << (first >> 6)
     end = position + size
     if end > len(data):
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from ..steps import Walk
+from ..walk import Walk
 from . import chain
 from .claims import SnpClaims
 from .policy import MilanWarning, SnpPolicy

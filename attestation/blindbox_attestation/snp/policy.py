@@ -22,7 +22,7 @@ from ..errors import (
     TcbTooOld,
 )
 from ..roots import AMD_ROOTS
-from ..steps import Finding
+from ..walk import Finding
 from .claims import SnpClaims
 from .report import KEY_NAMES
 from .tcb import FAMILIES, MILAN, Tcb
