@@ -7,10 +7,12 @@ Logged are starting, stopping, and a status and a duration per request; no route
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
 import signal
+import socket
 import sys
 
 from .settings import InvalidSettings, Settings, forget
@@ -32,6 +34,7 @@ def main() -> int:
     os.umask(0o077)
     try:
         settings = Settings.from_environ(os.environ)
+        _try_address(settings.host, settings.port)
     except InvalidSettings as error:
         print(f"not started:\n{error}", file=sys.stderr)
         return 2
@@ -47,7 +50,7 @@ def main() -> int:
 
     try:
         app = from_settings(settings)
-    except (UnusableModel, QuoteUnavailable) as error:
+    except (InvalidSettings, UnusableModel, QuoteUnavailable) as error:
         print(f"not started: {error}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -55,6 +58,23 @@ def main() -> int:
     # log_config=None: the server's own formatter would print an exception's text and frames.
     uvicorn.Server(server_config(app, host=settings.host, port=settings.port, log_config=None)).run()
     return 0
+
+
+def _try_address(host: str, port: int) -> None:
+    """Say at once, and not when the model has been loaded, that there is nothing to be served from."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind(address)
+    except OSError as error:
+        why = {
+            errno.EADDRINUSE: f"port {port} is taken there. Free it, or choose another BLINDBOX_PORT",
+            errno.EACCES: f"this user may not take port {port}. Choose a BLINDBOX_PORT above 1023",
+            errno.EADDRNOTAVAIL: "this machine has no such address. 0.0.0.0 means all it has",
+        }.get(error.errno or 0, error.strerror or type(error).__name__)
+        raise InvalidSettings(f"BLINDBOX_HOST {host}, BLINDBOX_PORT {port}: {why}.") from error
 
 
 def _log_to_stderr() -> None:

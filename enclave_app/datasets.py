@@ -11,8 +11,10 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
 from itertools import islice
 from pathlib import PurePath
@@ -21,7 +23,10 @@ from typing import Any, Final, Literal, Protocol
 from .refusals import Failed, NotFound, Refusal, listed, nearest
 
 MOST_IN_A_CELL: Final = 1 << 20
+MOST_IN_ALL: Final = 256 << 20  # characters; a small Parquet file can say the same one a million times
+MOST_COLUMNS: Final = 10_000
 _PARQUET = b"PAR1"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how it begins
 _SHOWN = 20
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -41,19 +46,24 @@ class Form(Enum):
         if beginning.startswith(_PARQUET):
             found = cls.PARQUET
         elif beginning.startswith(_ARCHIVES):
-            raise _unreadable("it is compressed or an archive; upload the file that is in it")
+            raise _unreadable("it is compressed or an archive; upload the file that is in it", "file")
+        elif beginning.startswith(_UTF_16):
+            message = "The file is UTF-16. Save it as UTF-8 and upload it again."
+            raise Refusal(message, code="invalid_encoding", param="file")
+        elif beginning.startswith(b"%PDF"):
+            raise _unreadable("it is a PDF, and rows are needed", "file")
         elif beginning.startswith(b"\x80") or b"\0" in beginning:
-            raise _unreadable("it is neither text nor Parquet")
+            raise _unreadable("it is neither text nor Parquet", "file")
         else:
             start = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()
             if not start:
-                raise _unreadable("it is empty")
+                raise _unreadable("it is empty", "file")
             found = cls.JSON if start[:1] == b"[" else cls.JSONL if start[:1] == b"{" else cls.CSV
         if named is None or named is found or {named, found} == {cls.JSON, cls.JSONL}:
             return found
         if named is cls.CSV and found is not cls.PARQUET:
             return named  # a CSV may begin with a bracket
-        raise _unreadable(f"its name says {named.value} and its content {found.value}")
+        raise _unreadable(f"its name says {named.value} and its content {found.value}", "file")
 
 
 _ENDINGS = {
@@ -110,7 +120,7 @@ def select(rows: Iterator[tuple[int, Mapping[str, Any]]], wanted: Wanted) -> Pai
     _check_columns(first[1], wanted)
     pairs: list[tuple[str, str]] = []
     faults: dict[str, list[int]] = {}
-    seen = 0
+    seen = size = 0
     for number, row in _with(first, rows):
         if seen == wanted.number:
             break
@@ -123,6 +133,13 @@ def select(rows: Iterator[tuple[int, Mapping[str, Any]]], wanted: Wanted) -> Pai
             assert isinstance(question, str)
             assert isinstance(answer, str)
             pairs.append((question, answer))
+            size += len(question) + len(answer)
+            if size > MOST_IN_ALL:
+                raise Refusal(
+                    f"The rows hold more than {MOST_IN_ALL} characters by row {number}. Ask for fewer.",
+                    code="too_many_tokens",
+                    param="number_elements_for_training",
+                )
     if seen < wanted.number:
         raise Refusal(
             f"number_elements_for_training is {wanted.number}, but the data set has {seen} "
@@ -180,6 +197,8 @@ def _cell(row: Mapping[str, Any], column: str) -> str | _Fault:
         return _Fault.NULL
     if isinstance(value, int | float):
         value = json.dumps(value)
+    elif isinstance(value, Decimal):
+        value = str(value)
     if not isinstance(value, str):
         return _Fault.TYPE
     if len(value) > MOST_IN_A_CELL:
@@ -230,6 +249,11 @@ def _jsonl(data: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not text.strip():
             continue
         number += 1
+        if text.strip() == "{":
+            raise _unreadable(
+                f"line {line} begins an object that goes on below; write each object on one line, or "
+                "all of them as one array"
+            )
         yield number, _object(_parsed(text, f"line {line}"), f"line {line}")
 
 
@@ -246,8 +270,9 @@ def _csv(data: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
     lines = csv.reader(io.StringIO(text, newline=""), _dialect(text), strict=True)
     csv.field_size_limit(2 * MOST_IN_A_CELL)
     try:
-        header = [name.strip() for name in next(lines, [])]
-        twice = sorted({name for name in header if header.count(name) > 1})
+        header = [name.strip() for name in next((cells for cells in lines if cells), [])]
+        _check_number(len(header))
+        twice = sorted(name for name, times in Counter(header).items() if times > 1)
         if twice:
             raise _unreadable(f"its first line names a column twice: {listed(twice)}")
         number = 0
@@ -256,7 +281,8 @@ def _csv(data: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 continue
             number += 1
             if len(cells) != len(header):
-                raise _unreadable(f"row {number} has {len(cells)} cells and the first line {len(header)}")
+                there = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+                raise _unreadable(f"row {number} has {there} and the first line {len(header)}")
             yield number, dict(zip(header, cells, strict=True))
     except csv.Error:
         raise _unreadable(f"line {lines.line_num} is not CSV (a quote left open, or a huge cell?)") from None
@@ -269,14 +295,17 @@ def _parquet(data: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
     number = 0
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
+            _check_number(len(file.schema_arrow.names))
             if file.metadata.num_rows and len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
                 raise _unreadable("it names a column twice")
             for batch in file.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError, ValueError):
-        raise _unreadable("it is damaged, or not Parquet after all") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError):
+        raise _unreadable(
+            "it is damaged, not Parquet after all, or holds a date that is out of range"
+        ) from None
 
 
 class _Comma(csv.excel):
@@ -310,7 +339,9 @@ def _text(data: bytes) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except _Twice:
+        raise _unreadable(f"{where} names a column twice in one object") from None
     except json.JSONDecodeError as error:
         place = (
             f"column {error.colno}" if where != "the file" else f"line {error.lineno}, column {error.colno}"
@@ -320,18 +351,36 @@ def _parsed(text: str, where: str) -> Any:
         raise _unreadable(f"{where} is nested too deep or holds a number that is too long") from None
 
 
+class _Twice(Exception):
+    """An object with two values of one name: which of them is meant?"""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise _Twice
+    return row
+
+
 def _object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise _unreadable(f"{where} is not a JSON object with columns as names")
+    _check_number(len(value))
     return value
 
 
-def _unreadable(why: str) -> Refusal:
+def _check_number(columns: int) -> None:
+    """So many columns are a mistake, or meant to keep us busy."""
+    if columns > MOST_COLUMNS:
+        raise _unreadable(f"it has {columns} columns, and {MOST_COLUMNS} are the limit")
+
+
+def _unreadable(why: str, param: str = "dataset_name") -> Refusal:
     return Refusal(
         f"The file cannot be read: {why}. JSON Lines, JSON, CSV (UTF-8, with a first line of names) and "
         "Parquet are understood.",
         code="invalid_file_format",
-        param="dataset_name",
+        param=param,
     )
 
 

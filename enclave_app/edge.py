@@ -49,8 +49,10 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
+        if self.transport.is_closing():
+            return  # what came was no HTTP
         # Checked after parsing: a head and a large body may come in one piece.
-        if self._in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+        if self._in_head and self._head_bytes > HEAD_BYTES:
             self._refuse(b"431 Request Header Fields Too Large")
         elif not self._in_head and self.timeout_keep_alive_task is None and self.cycle.response_complete:
             # An empty line between requests is allowed; it does not keep a connection for ever.

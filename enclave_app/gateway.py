@@ -274,7 +274,7 @@ class Gateway:
             return BUSY
         if inner.request_id is not None:
             try:
-                self.identity.begin(key_id, inner.request_id)
+                self.identity.begin(key_id, inner.request_id, inner.first_evidence)
             except AlreadyReceived:
                 return ALREADY_RECEIVED
             except KeyClosed:  # dropped since the first chunk was opened
@@ -366,6 +366,7 @@ class _Inner:
     authority: bytes
     request_id: bytes | None
     evidence: bytes | None
+    first_evidence: bytes | None  # of a repeated request
     framed: bool
     echoed: tuple[tuple[bytes, bytes], ...]  # fields that each sealed answer begins with
 
@@ -386,7 +387,7 @@ def _inner_scope(head: bhttp.RequestHead, outer: Scope) -> _Inner | None:
     headers.insert(0, (b"host", authority))
     raw_path, _, query = head.path.partition(b"?")
     path = raw_path.decode("ascii")
-    request_id = evidence = None
+    request_id = evidence = first_evidence = None
     if b"blindbox-request-id" in own:
         request_id = _bytes_of(own[b"blindbox-request-id"], 16)
         if request_id is None:
@@ -394,6 +395,10 @@ def _inner_scope(head: bhttp.RequestHead, outer: Scope) -> _Inner | None:
     if b"blindbox-evidence" in own:
         evidence = _bytes_of(own[b"blindbox-evidence"], 48)
         if evidence is None:
+            return None
+    if b"blindbox-first-evidence" in own:
+        first_evidence = _bytes_of(own[b"blindbox-first-evidence"], 48)
+        if first_evidence is None:
             return None
     name, port = _split_port(authority)
     scope: Scope = {
@@ -417,6 +422,7 @@ def _inner_scope(head: bhttp.RequestHead, outer: Scope) -> _Inner | None:
         authority,
         request_id,
         evidence,
+        first_evidence,
         framed=own.get(b"blindbox-padding") == b"1",
         echoed=((b"blindbox-request-id", own[b"blindbox-request-id"]),) if request_id is not None else (),
     )

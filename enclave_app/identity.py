@@ -235,11 +235,16 @@ class Identity:
             if generation is self._generations[-1] and len(seen) * 4 >= self._seen_per_key * 3:
                 self._add()
 
-    def begin(self, key_id: int, request_id: bytes) -> None:
+    def begin(self, key_id: int, request_id: bytes, first_evidence: bytes | None = None) -> None:
         """
         Let the request of this id run, once, under whichever live key it comes. Raises `AlreadyReceived`.
+
+        A repeated request names the proof under which it was first sent. Once that is forgotten, so may be
+        the id, and nobody can tell any more whether it ran.
         """
         with self._lock:
+            if first_evidence is not None and self._proved(first_evidence) is None:
+                raise AlreadyReceived
             if any(request_id in generation.requests for generation in self._generations):
                 raise AlreadyReceived
             # As many as messages admitted under this generation at most, so bounded with them.
@@ -248,10 +253,14 @@ class Identity:
     def is_live(self, key_id: int, evidence: bytes) -> bool:
         """Whether this evidence was given for the generation of this key, and not too many others since."""
         with self._lock:
-            generation = self._evidence.get(evidence)
-            if generation is not None:
-                return key_id in generation.keys
-            return any(key_id in g.keys and evidence in g.cached_evidence for g in self._generations)
+            generation = self._proved(evidence)
+            return generation is not None and key_id in generation.keys
+
+    def _proved(self, evidence: bytes) -> _Generation | None:
+        """The live generation that this evidence is about."""
+        return self._evidence.get(evidence) or next(
+            (generation for generation in self._generations if evidence in generation.cached_evidence), None
+        )
 
     # Documents: SPEC §2
 

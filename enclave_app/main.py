@@ -18,9 +18,9 @@ from .engines.desk import Desk
 from .engines.echo import EchoEngine
 from .gateway import Gateway, Limits
 from .identity import Identity
-from .models import find, keep_from_hub, quiet
+from .models import Model, UnusableModel, find, keep_from_hub, quiet
 from .quoting import Quoter, find_quoter
-from .settings import Settings
+from .settings import InvalidSettings, Settings
 from .store import Store
 from .training import Trainer
 from .training.counting import CountingTrainer
@@ -71,15 +71,29 @@ def from_settings(settings: Settings) -> Gateway:
     from .engines.torch import TorchEngine
     from .training.sft import SftTrainer
 
-    base = TorchEngine(base_model, settings.device)
-    instruct = base if instruct_model == base_model else TorchEngine(instruct_model, settings.device)
+    def loaded(model: Model) -> TorchEngine:
+        try:
+            return TorchEngine(model, settings.device)
+        except Exception as error:  # libraries raise what they like, and nobody has been served yet
+            told = str(error).strip().partition("\n")[0][:300]
+            raise UnusableModel(
+                f"{model.folder} cannot be loaded (device: {settings.device}): {type(error).__name__}: {told}"
+            ) from error
+
+    base = loaded(base_model)
+    instruct = base if instruct_model == base_model else loaded(instruct_model)
     trainer = SftTrainer(base_model, settings.device)
     return create_app(settings, base=base, instruct=instruct, trainer=trainer, quoter=quoter)
 
 
 def _store(settings: Settings) -> Store:
     if settings.data_dir is not None:
-        return Store(settings.data_dir)
+        try:
+            return Store(settings.data_dir)
+        except OSError as error:
+            raise InvalidSettings(
+                f"BLINDBOX_DATA_DIR: {settings.data_dir} cannot be used: {error.strerror}."
+            ) from error
     store = Store.temporary()
     atexit.register(shutil.rmtree, store.root, ignore_errors=True)
     return store

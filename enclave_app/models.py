@@ -40,6 +40,7 @@ _PICKLES = (".bin", ".pt", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"
 _WANTED = ["*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "onnx/*", "original/*", "coreml/*"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_MOST_JSON = 256 << 20
 
 
 class UnusableModel(Exception):
@@ -73,7 +74,7 @@ class Model:
                 )
             if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
                 raise UnusableModel(f"{folder}: {name} is a link to somewhere else. Copy the file instead.")
-            if path.suffix == ".json" and path.stat().st_size < 64 << 20 and _asks_for_code(_json(path)):
+            if path.suffix == ".json" and _asks_for_code(_json(path)):
                 raise UnusableModel(
                     f"{folder}: {name} has an auto_map, which asks for code to be run. Remove that entry."
                 )
@@ -261,6 +262,8 @@ def _beside(destination: Path) -> Iterator[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MOST_JSON:
+        raise UnusableModel(f"{path} is larger than {_MOST_JSON >> 20} MiB, and so is not read.")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):

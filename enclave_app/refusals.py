@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from itertools import islice
+from typing import Any, Final
+
+_COMPARED: Final = 1000  # names: comparing is slow, and whoever sends more of them would keep us busy
+_LONGEST: Final = 500
 
 
 class Refusal(Exception):
@@ -82,8 +86,9 @@ class Failed(Refusal):
 
 def nearest(wanted: str, there: Iterable[str]) -> str:
     """` Did you mean "…"?`, or nothing where no name is near."""
-    near = get_close_matches(wanted.casefold(), {name.casefold(): name for name in there}, n=1, cutoff=0.6)
-    return "".join(f' Did you mean "{name}"?' for name in there if near and name.casefold() == near[0])
+    names = {name.casefold(): name for name in islice(there, _COMPARED) if len(name) <= _LONGEST}
+    near = get_close_matches(wanted.casefold(), names, n=1, cutoff=0.6) if len(wanted) <= _LONGEST else []
+    return f' Did you mean "{names[near[0]]}"?' if near else ""
 
 
 def listed(names: Iterable[str], most: int = 40) -> str:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeAlias
+from weakref import WeakValueDictionary
 
 import requests
 import urllib3
@@ -29,6 +31,7 @@ from requests.utils import get_encoding_from_headers, rewind_body
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
+    InvalidHeader,
     LocationValueError,
     MaxRetryError,
     NewConnectionError,
@@ -107,7 +110,14 @@ class SealedAdapter(HTTPAdapter):
         self._pools = (pool_connections, pool_maxsize, pool_block)
         connect = _connect_retries(max_retries)
         only_connecting = urllib3.Retry(
-            total=connect, connect=connect, read=False, redirect=0, status=0, other=0, backoff_factor=0.1
+            total=connect,
+            connect=connect,
+            read=False,
+            redirect=0,
+            status=0,
+            other=0,
+            backoff_factor=0.1,
+            respect_retry_after_header=False,  # or urllib3 reads such an answer to its end, however long
         )
         super().__init__(pool_connections, pool_maxsize, only_connecting, pool_block)
 
@@ -158,11 +168,10 @@ class SealedAdapter(HTTPAdapter):
     def fetch_evidence(self, route: Route, nonce: bytes) -> bytes:
         """The attestation document, at most 256 KiB, as it is served: not decoded, no redirect followed."""
         query = f"?nonce={question.b64url(nonce).decode()}" if nonce else ""
-        limits = Timeouts(
-            route.timeouts.connect if route.timeouts.given else EVIDENCE_LIMITS.connect,
-            EVIDENCE_LIMITS.between_bytes,
-            EVIDENCE_LIMITS.in_all,
-        )
+        limits = EVIDENCE_LIMITS
+        if route.timeouts.given:
+            quiet = min(route.timeouts.between_bytes or math.inf, EVIDENCE_LIMITS.between_bytes or math.inf)
+            limits = replace(limits, connect=route.timeouts.connect, between_bytes=quiet)
         deadline = Deadline(limits, time.monotonic)
         network = self._exchange(
             route,
@@ -234,7 +243,7 @@ class SealedAdapter(HTTPAdapter):
         3. seal, send, open                                                    SPEC §5
         4. at most once: prove again, and send again only if that cannot run the call twice
              - the enclave says, sealed, that it did not run it (stale evidence)
-             - it is the same boot, which refuses a repeated request id        SPEC §5.3
+             - it is the same boot, which refuses an id it has seen, or may have forgotten   SPEC §5.3
              - the method is idempotent, or the caller gave an Idempotency-Key
         """
         self._after_fork()
@@ -250,8 +259,9 @@ class SealedAdapter(HTTPAdapter):
         did_not_run = response is not None
         before, key = key, self.keys.get(route.origin, chosen, fetch, instead_of=key)  # 4
         same_boot = key.verified.boot_id == before.verified.boot_id
+        first: ProvenKey | None = before
         if did_not_run or question.may_run_twice(request):
-            request_id = question.new_id()
+            request_id, first = question.new_id(), None
         elif not same_boot:
             raise OutcomeUnknown(
                 "the enclave restarted while the call was under way, and whether it ran is unknown. It was "
@@ -259,22 +269,31 @@ class SealedAdapter(HTTPAdapter):
                 "allows a repetition."
             )
         _rewind(request, did_not_run)
-        response = self._ask(route, key, request, request_id, stream)
+        response = self._ask(route, key, request, request_id, stream, first)
         if response is None:
             raise UnsealedAnswer(400)
         if _says(response, 409, "already-received"):
             raise OutcomeUnknown(
-                "the enclave had already received this call when it was sent again, and the first answer was "
-                "lost. It ran once at most; whether it succeeded is unknown."
+                "the enclave had already received this call when it was sent again, or no longer remembers "
+                "whether it had, and the first answer was lost. It ran once at most; whether it succeeded is "
+                "unknown."
             )
         return response
 
     def _ask(
-        self, route: Route, key: ProvenKey, request: requests.PreparedRequest, request_id: bytes, stream: bool
+        self,
+        route: Route,
+        key: ProvenKey,
+        request: requests.PreparedRequest,
+        request_id: bytes,
+        stream: bool,
+        first: ProvenKey | None = None,
     ) -> requests.Response | None:
         """One sealed exchange. None if the gateway cannot open what this key seals."""
         token = None if "Authorization" in request.headers else self._tokens.token(route.origin)
-        inner = question.head(request, key, request_id=request_id, token=token, now=datetime.now(UTC))
+        inner = question.head(
+            request, key, request_id=request_id, token=token, now=datetime.now(UTC), first=first
+        )
         sealer = ohttp.RequestSealer(key.config)
         body = question.sealed(sealer, inner, request.body)
         deadline = Deadline(route.timeouts, time.monotonic)
@@ -335,13 +354,11 @@ class SealedAdapter(HTTPAdapter):
         shell.headers = CaseInsensitiveDict()
         proxies = dict(route.proxies or {})
         try:
-            pool: Any = self.get_connection_with_tls_context(
-                shell, route.verify, proxies=proxies, cert=route.cert
-            )
+            pool = self._pool(route, shell, proxies)
         except LocationValueError as error:
             raise outer.InvalidURL(error, request=shell) from error
         self.cert_verify(pool, shell.url, route.verify, route.cert)  # type: ignore[no-untyped-call]
-        target: Any = self.request_url(shell, proxies)
+        target: Any = self.request_url(shell, proxies) if proxies else path
         try:
             network: urllib3.BaseHTTPResponse = pool.urlopen(
                 method,
@@ -370,9 +387,31 @@ class SealedAdapter(HTTPAdapter):
             raise outer.SSLError(error, request=shell) from error
         except ProxyError as error:
             raise outer.ProxyError(error, request=shell) from error
+        except InvalidHeader as error:
+            raise outer.InvalidHeader(error, request=shell) from error
         except (ProtocolError, HTTPError) as error:
             raise outer.ConnectionError(error, request=shell) from error
         return network
+
+    def _pool(self, route: Route, shell: requests.PreparedRequest, proxies: dict[str, str]) -> Any:
+        """The connections to an origin. `requests` looks for them by all that TLS may depend on, and long."""
+        as_usual = route.verify is True and route.cert is None and not proxies
+        pool = self._usual_pools.get(route.origin) if as_usual else None
+        if pool is None:
+            pool = self.get_connection_with_tls_context(shell, route.verify, proxies=proxies, cert=route.cert)
+            if as_usual:
+                self._usual_pools[route.origin] = pool
+        return pool
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Called anew in a forked child."""
+        super().init_poolmanager(*args, **kwargs)
+        # Weak: how many pools there are, and for how long, is the manager's to say.
+        self._usual_pools: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+    def close(self) -> None:
+        self._usual_pools.clear()
+        super().close()
 
     def _after_fork(self) -> None:
         """A child has sockets of its own, or two processes would talk over one."""
@@ -426,7 +465,15 @@ def narrowed(policy: AnyPolicy, cce_policy: str | os.PathLike[str]) -> AnyPolicy
 
 def _read(policy: AnyPolicyOrFile | None) -> AnyPolicy | None:
     """A policy, or the file of one."""
-    return trust.read_policy(policy) if isinstance(policy, str | os.PathLike) else policy
+    if isinstance(policy, str | os.PathLike):
+        return trust.read_policy(policy)
+    if policy is not None and not hasattr(type(policy), "with_host_data"):
+        told = policy.__name__ if isinstance(policy, type) else f"a {type(policy).__name__}"
+        raise InvalidPolicy(
+            f"policy= is {told}; it takes a Policy (from_json reads one from text), "
+            "the path of a policy file, or an UnsafeSimulatedPolicy()"
+        )
+    return policy
 
 
 def _outer_headers(body: bytes | Iterator[bytes]) -> dict[str, str]:
@@ -443,10 +490,13 @@ def _is_key_problem(network: urllib3.BaseHTTPResponse) -> bool:
     """SPEC §1: the one unsealed answer that is acted on. Read to its end, to use the connection again."""
     if network.status != 400 or network.headers.get("content-type", "").lower() != "application/problem+json":
         return False
+    deadline = Deadline(EVIDENCE_LIMITS, time.monotonic)
     try:
         body = b""
         while len(body) <= 4096 and (data := network.read1(4097 - len(body), decode_content=False)):
             body += data
+            if deadline.passed():
+                return False
         problem = json.loads(body) if len(body) <= 4096 else None
     except (HTTPError, OSError, ValueError, RecursionError):
         return False

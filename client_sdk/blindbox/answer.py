@@ -137,6 +137,8 @@ class _Decoder(Protocol):
 
 def _decoders(codings: str) -> list[_Decoder]:
     """What undoes `Content-Encoding`, last first; an unknown coding is left to the caller, as in urllib3."""
+    if not codings:
+        return []
     known: dict[str, Callable[[], Any] | None] = {
         "gzip": urllib3.response.GzipDecoder,
         "x-gzip": urllib3.response.GzipDecoder,
@@ -163,6 +165,7 @@ class OpenedBody(io.BufferedIOBase):
 
     version = 11
     version_string = "HTTP/1.1"
+    decode_content = False  # what reading does that does not say; callers set it
 
     def __init__(self, answer: SealedAnswer, *, limit: int | None = None) -> None:
         head = answer.head()
@@ -174,11 +177,11 @@ class OpenedBody(io.BufferedIOBase):
         self.status = head.status
         self.reason = _reason(head.status)
         self.headers = urllib3.HTTPHeaderDict()
-        self._original_response = _Original()
         for name, value in head.fields:
             if name != b"blindbox-padding":
                 self.headers.add(name.decode("latin-1"), value.decode("latin-1"))
-                self._original_response.msg[name.decode("latin-1")] = value.decode("latin-1")
+        # Most answers set no cookie; `requests` looks for them only where there is an original response.
+        self._original_response = _Original(self.headers) if "set-cookie" in self.headers else None
         self._decoders: list[_Decoder] | None = None
 
     def stream(self, amt: int | None = _READ, decode_content: bool | None = None) -> Iterator[bytes]:
@@ -189,13 +192,13 @@ class OpenedBody(io.BufferedIOBase):
     def read1(self, size: int | None = -1, /, *, decode_content: bool | None = None) -> bytes:
         """What is there, at most `size` bytes; waits only if there is nothing."""
         while not self._buffer and not self._over:
-            self._fill(bool(decode_content))
+            self._fill(decode_content)
         return self._taken(size)
 
     def read(self, amt: int | None = -1, decode_content: bool | None = None) -> bytes:
         """All of the body, or `amt` bytes of it unless it ends before."""
         while not self._over and (amt is None or amt < 0 or len(self._buffer) < amt):
-            self._fill(bool(decode_content))
+            self._fill(decode_content)
         return self._taken(amt)
 
     def readinto(self, buffer: Any, /) -> int:
@@ -221,8 +224,9 @@ class OpenedBody(io.BufferedIOBase):
         del self._buffer[:end]
         return data
 
-    def _fill(self, decode: bool) -> None:
+    def _fill(self, decode: bool | None) -> None:
         if self._decoders is None:
+            decode = self.decode_content if decode is None else decode
             self._decoders = _decoders(self.headers.get("content-encoding", "")) if decode else []
         piece = self._answer.piece()
         self._over = not piece
@@ -246,8 +250,10 @@ class OpenedBody(io.BufferedIOBase):
 class _Original:
     """What `requests.cookies` looks at."""
 
-    def __init__(self) -> None:
+    def __init__(self, headers: urllib3.HTTPHeaderDict) -> None:
         self.msg = HTTPMessage()
+        for name, value in headers.iteritems():
+            self.msg[name] = value
 
 
 def _reason(status: int) -> str:

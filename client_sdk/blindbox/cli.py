@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     from requests import RequestException
 
-    from .errors import AttestationError, InvalidPolicy, NoPolicy
+    from .errors import AttestationError, InvalidPolicy, NoPolicy, SealingError
 
     options = parser().parse_args(arguments)
     try:
@@ -88,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), USAGE)
     except AttestationError as error:
         return _complain(f"not proved: {error} [{error.code}]", NOT_PROVED)
+    except SealingError as error:  # its key configuration, well proved, is none that is spoken here
+        return _complain(f"not proved: {error}", NOT_PROVED)
     except ValueError as error:  # the URL; some of them are RequestExceptions too
         return _complain(str(error), USAGE)
     except RequestException as error:
@@ -216,6 +218,10 @@ def _paint(text: str, colour: str, out: TextIO) -> str:
 
 def _brief(error: BaseException) -> str:
     """The first sentence of what the network layers tell."""
+    from requests.exceptions import SSLError
+
+    if isinstance(error, SSLError) and "WRONG_VERSION_NUMBER" in str(error):
+        return "it does not speak TLS at this port; did you mean http://?"
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return str(reason or error).rpartition(": ")[2] or type(error).__name__
 

@@ -26,7 +26,9 @@ def origin_of(url: str) -> str:
     scheme = (parsed.scheme or "").lower()
     if scheme not in _PORTS:
         raise exceptions.InvalidSchema(
-            f"BlindBox speaks to http:// and https:// origins, not {scheme or 'none'!r}"
+            f"BlindBox speaks to http:// and https:// origins, not {scheme!r}"
+            if scheme
+            else "the URL names no scheme; write it whole, for example http://203.0.113.7:80"
         )
     if not parsed.host:
         raise exceptions.InvalidURL("the URL names no host")

@@ -11,17 +11,26 @@ import contextlib
 import hashlib
 import os
 import secrets
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
 
 def home() -> Path:
     """The folder of this user's BlindBox settings; it need not exist yet."""
+    # Every call asks, and the environment may change in between: paths are kept by what it says.
     if given := os.environ.get("BLINDBOX_HOME"):
-        return Path(given)
+        return _path(given)
     if config := os.environ.get("XDG_CONFIG_HOME"):
-        return Path(config) / "blindbox"
-    return Path.home() / ".config" / "blindbox"
+        return _path(config, "blindbox")
+    if (user := os.path.expanduser("~")).startswith("~"):
+        raise RuntimeError("the user's home folder is unknown; set BLINDBOX_HOME")
+    return _path(user, ".config", "blindbox")
+
+
+@lru_cache(maxsize=64)
+def _path(*parts: str) -> Path:
+    return Path(*parts)
 
 
 def file_for(folder: Path, origin: str, suffix: str) -> Path:

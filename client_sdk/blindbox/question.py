@@ -13,12 +13,14 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from typing import Any
 
 import requests
 
 from blindbox_attestation.channel import bhttp, ohttp
 
+from . import process
 from .session_key import ProvenKey
 
 # RFC 9110 §7.6.1: about one connection, and there is none inside. `host` is the attested boot id's place.
@@ -35,7 +37,15 @@ _NOT_INSIDE = frozenset(
         b"upgrade",
     }
 )
-_OURS = frozenset({b"date", b"blindbox-request-id", b"blindbox-evidence", b"blindbox-padding"})
+_OURS = frozenset(
+    {
+        b"date",
+        b"blindbox-request-id",
+        b"blindbox-evidence",
+        b"blindbox-first-evidence",
+        b"blindbox-padding",
+    }
+)
 _IN_MEMORY = 8 << 20  # more than this is sealed as it is sent, not beforehand
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110 §9.2.2, without TRACE
@@ -56,18 +66,30 @@ def may_run_twice(request: requests.PreparedRequest) -> bool:
 
 
 def head(
-    request: requests.PreparedRequest, key: ProvenKey, *, request_id: bytes, token: str | None, now: datetime
+    request: requests.PreparedRequest,
+    key: ProvenKey,
+    *,
+    request_id: bytes,
+    token: str | None,
+    now: datetime,
+    first: ProvenKey | None = None,
 ) -> bhttp.RequestHead:
-    """The inner request's first part. `token` is used if the caller gave no Authorization."""
+    """
+    The inner request's first part. `token` is used if the caller gave no Authorization.
+
+    `first` is the key that this very request id was sent under before, if it was (SPEC §5.3).
+    """
     fields = [
         (b"date", format_datetime(now, usegmt=True).encode()),
         (b"blindbox-request-id", request_id),
         (b"blindbox-evidence", b64url(key.verified.evidence_id)),
         (b"blindbox-padding", b"1"),
     ]
+    if first is not None:
+        fields.append((b"blindbox-first-evidence", b64url(first.verified.evidence_id)))
     for name, value in request.headers.items():
-        field = _octets(name).lower()
-        if field not in _NOT_INSIDE and field not in _OURS and value is not None:
+        field = _inner_name(name)
+        if field is not None and value is not None:
             fields.append((field, _octets(value).strip(b" \t")))
     if token is not None:
         fields.append((b"authorization", b"Bearer " + token.encode()))
@@ -78,6 +100,13 @@ def head(
         path=_octets(request.path_url),
         fields=tuple(fields),
     )
+
+
+@lru_cache(maxsize=256)
+def _inner_name(name: str | bytes) -> bytes | None:
+    """A field's name as it is inside; None if it stays outside. Most calls have the same few."""
+    field = _octets(name).lower()
+    return None if field in _NOT_INSIDE or field in _OURS else field
 
 
 def sealed(sealer: ohttp.RequestSealer, inner: bhttp.RequestHead, body: Any) -> bytes | Iterator[bytes]:
@@ -92,8 +121,10 @@ def sealed(sealer: ohttp.RequestSealer, inner: bhttp.RequestHead, body: Any) -> 
 def _sealed_pieces(
     sealer: ohttp.RequestSealer, inner: bhttp.RequestHead, pieces: Iterable[bytes]
 ) -> Iterator[bytes]:
-    waiting = bytearray()
+    waiting, born = bytearray(), process.generation()
     for part in _padded(inner, pieces):
+        if born != process.generation():  # the same key and nonce would seal what the parent goes on to send
+            raise RuntimeError("this request belongs to the process that began it, not to its child")
         waiting += part
         while len(waiting) > ohttp.MAX_CHUNK:  # never all of it: something is left for the final chunk
             yield sealer.seal(bytes(waiting[: ohttp.MAX_CHUNK]))

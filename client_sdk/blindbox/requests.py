@@ -161,13 +161,15 @@ class Session(_requests.Session):
                 files=files,
                 data=data or {},
                 json=json,
-                params=params or {},
+                params=params or self.params or "",  # to merge and encode empty ones takes `requests` long
                 auth=auth,
                 cookies=cookies,
                 hooks=hooks,
             )
         )
-        settings = self.merge_environment_settings(prepared.url or "", proxies or {}, stream, verify, cert)
+        # None where there is nothing to merge with but the session's own.
+        proxies = proxies or ({} if self.trust_env else None)
+        settings = self.merge_environment_settings(prepared.url or "", proxies, stream, verify, cert)
         return self.send(
             prepared,
             timeout=timeout,
@@ -205,20 +207,25 @@ class Session(_requests.Session):
         Inside the seal the enclave is called by its boot id, so an absolute Location may hold that.
         """
         location = super().get_redirect_target(resp)
-        if location is None:
-            return None
-        target = urljoin(resp.url, location)
+        if not location:  # an empty one leads nowhere, as in `requests`
+            return location
         proof: Proof | None = getattr(resp, "blindbox", None)
-        if proof is not None and authority_of(target) == proof.boot_id:
-            parts = urlsplit(target)
-            target = proof.origin + (parts.path or "/")
-            target += (f"?{parts.query}" if parts.query else "") + (
-                f"#{parts.fragment}" if parts.fragment else ""
-            )
         try:
+            told = urljoin(resp.url, location)
+            # `requests` quotes before it asks, and a backslash that ended the host is then part of a user
+            # name: a location must name the same host in both spellings.
+            target = _requests.utils.requote_uri(told)
+            if authority_of(target) != authority_of(told):
+                raise ValueError("a location with two readings")
+            if proof is not None and authority_of(target) == proof.boot_id:
+                parts = urlsplit(target)
+                target = proof.origin + (parts.path or "/")
+                target += (f"?{parts.query}" if parts.query else "") + (
+                    f"#{parts.fragment}" if parts.fragment else ""
+                )
             same = origin_of(target) == origin_of(resp.url)
-        except RequestException:
-            same = False
+        except (RequestException, ValueError):
+            same, target = False, ""
         if not same:
             raise ForeignRedirect(
                 "the enclave redirects to another origin, which has proved nothing; not followed "
@@ -260,7 +267,7 @@ class Session(_requests.Session):
         return adapter
 
     def close(self) -> None:
-        for adapter in self.adapters.values():
+        for adapter in set(self.adapters.values()):  # one door is mounted twice
             if adapter is not self._door or self._own_door:
                 adapter.close()
 

@@ -41,10 +41,7 @@ class TrustStore:
         known = self._read.get(path)
         if known is not None and known[0] == stamp:
             return known[1]
-        try:
-            data = places.read_own(path, secret=False)
-        except PermissionError as error:
-            raise InvalidPolicy(str(error)) from error
+        data = _own(path)
         if data is None:
             return None
         policy = _parse(data, origin, path)
@@ -72,7 +69,7 @@ class TrustStore:
         """Every stored origin and its policy."""
         found: dict[str, Policy] = {}
         for path in sorted(self.folder.glob("*.json")):
-            data = places.read_own(path, secret=False)
+            data = _own(path)
             if data is not None:
                 origin = _entry(data, path)["origin"]
                 found[str(origin)] = _parse(data, str(origin), path)
@@ -90,10 +87,17 @@ def read_policy(path: str | os.PathLike[str]) -> Policy:
     return Policy.from_json(data)
 
 
+def _own(path: Path) -> bytes | None:
+    try:
+        return places.read_own(path, secret=False)
+    except PermissionError as error:
+        raise InvalidPolicy(str(error)) from error
+
+
 def _entry(data: bytes, path: Path) -> dict[str, object]:
     try:
         entry = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidPolicy(f"{path} is not JSON; store the policy again with: blindbox trust") from error
     if not isinstance(entry, dict) or set(entry) != {"version", "origin", "policy"} or entry["version"] != 1:
         raise InvalidPolicy(

@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..refusals import Refusal
+from ..refusals import Failed, Refusal
 
 T = TypeVar("T")
 log = logging.getLogger("enclave_app")
@@ -52,6 +52,9 @@ def install(app: FastAPI) -> None:
     async def on_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message, code = _HTTP.get(error.status_code, ("The request cannot be served.", "invalid_request"))
+        methods = (error.headers or {}).get("Allow")
+        if methods is not None:
+            message = f"{message} It takes {methods}."
         response = refused(Refusal(message, code=code, status=error.status_code))
         response.headers.update(error.headers or {})
         return response
@@ -104,10 +107,9 @@ class _Surprises:
 
 def surprise() -> Refusal:
     """What a caller is told of an error that nobody expected."""
-    return Refusal(
+    return Failed(
         "Something failed inside the enclave; nothing of yours was lost. Trying again may help.",
         code="internal_error",
-        status=500,
     )
 
 
@@ -131,9 +133,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise Gone
     finally:
         gone.cancel()
-        task.cancel()
-        with suppress(BaseException):
-            await task
+        if task.cancel():  # it was not done; a result that was taken is not taken again
+            with suppress(BaseException):
+                await task
 
 
 async def _hung_up(request: Request) -> None:

@@ -7,7 +7,9 @@ repeats what was in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import json
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
@@ -63,17 +65,37 @@ def body(model: type[B]) -> Callable[[Request], Coroutine[Any, Any, B]]:
             if len(data) > MOST_BYTES:
                 raise TooLarge(f"The body is larger than {MOST_BYTES >> 20} MiB.", code="body_too_large")
         try:
-            return model.model_validate_json(bytes(data))
+            found = model.model_validate_json(bytes(data))
         except ValidationError as error:
-            raise _refusal(error, model) from None
+            raise _refusal(error, model, request.headers) from None
+        _once_each(bytes(data))
+        return found
 
     return read
 
 
-def _refusal(error: ValidationError, model: type[BaseModel]) -> Refusal:
+def _once_each(data: bytes) -> None:
+    """Refuse a field that is there twice: two readers could take two values for it (RFC 8259 §4)."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        for name, times in Counter(name for name, _ in pairs).items():
+            if times > 1:
+                raise Refusal(
+                    f'The field "{name[:80]}" is there twice.', code="duplicate_field", param=name[:80]
+                )
+
+    json.loads(data, object_pairs_hook=check)
+
+
+def _refusal(error: ValidationError, model: type[BaseModel], headers: Mapping[str, str]) -> Refusal:
     found = error.errors(include_input=False, include_context=False, include_url=False)
     if found[0]["type"] in ("json_invalid", "model_type"):
         where = found[0]["msg"] if found[0]["type"] == "json_invalid" else "it is not an object"
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if "content-encoding" in headers:
+            where = "it is encoded, and is read as it comes"
+        elif kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
+            where = f"it is {kind} (requests: json={{…}}, not data= or files=)"
         names = listed(model.model_fields)
         return Refusal(
             f"The body is not a JSON object: {where}. Its fields are: {names}.", code="invalid_json"

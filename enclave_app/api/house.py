@@ -108,7 +108,8 @@ def _tuning(rooms: Rooms, tenant: Tenant) -> Tuning | None:
         with unsealed("adapter", "Fine-tune again to replace it."):
             return Adapter.parse(rooms.store.read(tenant, ADAPTERS, CURRENT))
 
-    return Tuning(version, load)
+    # The version is read from the disk, unauthenticated: alone it could be that of another tenant's file.
+    return Tuning(f"{tenant.id} {version}", load)
 
 
 def _recipe(rooms: Rooms, lesson: Lesson) -> Recipe:

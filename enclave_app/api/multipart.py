@@ -7,6 +7,7 @@ no more than a piece. One field named `file` with a file name; others are short 
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,8 @@ FIELDS: Final = ("file", "purpose")
 BEGINNING: Final = 64 << 10
 _MOST_IN_A_FIELD = 1024
 _MOST_OVERHEAD = 64 << 10
+# The parser would log the byte that it did not expect, and that is a byte of somebody's file (S-20).
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 

@@ -35,6 +35,7 @@ from . import Piece, Prompt, Sampling, Tuning
 from .adapter import Adapter
 
 ADAPTERS_KEPT: Final = 8
+COLDEST: Final = 1e-6
 _CONTEXT: Final = (
     6  # tokens of the prompt that are decoded with the answer, as a word's space depends on them
 )
@@ -117,7 +118,8 @@ class TorchEngine:
     def _tokens(self, ids: list[int], sampling: Sampling) -> Iterator[int]:
         warpers = LogitsProcessorList()
         if sampling.do_sample and sampling.temperature != 1.0:
-            warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            # Colder than this only the likeliest is left, and the division would leave the numbers' range.
+            warpers.append(TemperatureLogitsWarper(max(sampling.temperature, COLDEST)))
         if sampling.do_sample and sampling.top_k:
             warpers.append(TopKLogitsWarper(sampling.top_k))
         if sampling.do_sample and sampling.top_p < 1.0:
@@ -140,13 +142,20 @@ class TorchEngine:
     def _check_room(self, prompt: int, wanted: int) -> None:
         if prompt == 0:
             raise Refusal("input_text has no tokens.", code="invalid_value", param="input_text")
+        if self._room is not None and prompt >= self._room:
+            raise Refusal(
+                f"The prompt has {prompt} tokens; the model takes {self._room}, the answer's included. "
+                "Shorten the prompt.",
+                code="context_length_exceeded",
+                param="input_text",
+            )
         if self._room is not None and prompt + wanted > self._room:
             raise Refusal(
                 f"The prompt has {prompt} tokens and max_new_tokens is {wanted}; together the model takes "
                 f"{self._room}. Shorten the prompt, or ask for fewer new tokens (at most "
-                f"{max(self._room - prompt, 0)}).",
+                f"{self._room - prompt}).",
                 code="context_length_exceeded",
-                param="input_text" if prompt >= self._room else "max_new_tokens",
+                param="max_new_tokens",
             )
 
     # --- adapters -----------------------------------------------------------------------------

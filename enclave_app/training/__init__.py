@@ -53,6 +53,10 @@ class TrainingFailed(Exception):
     """The training ended without an adapter. The message is for the caller and holds no rows."""
 
 
+class Unlearnable(TrainingFailed):
+    """The rows or the recipe cannot give an adapter; other ones may. The message names no contents."""
+
+
 class Trainer(Protocol):
     """
     Teaches the tenants' base model; each step yields where it stands, the last item is the result.

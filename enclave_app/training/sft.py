@@ -25,7 +25,7 @@ from ..datasets import Pairs
 from ..engines.adapter import Adapter, Manifest
 from ..models import Model, keep_from_hub
 from ..settings import MALLOC_TUNABLES
-from . import Progress, Recipe, Trained, TrainingFailed, pipe
+from . import Progress, Recipe, Trained, TrainingFailed, Unlearnable, pipe
 
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 _START = (
@@ -67,6 +67,8 @@ class SftTrainer:
                     elif message["say"] == "done":
                         yield self._trained(message)
                         return
+                    elif message["say"] == "unlearnable":
+                        raise Unlearnable(str(message["message"]))
                     else:
                         raise TrainingFailed(str(message["message"]))
         finally:
@@ -158,6 +160,6 @@ def _epitaph(status: int) -> str:
     if status == -9:
         return (
             "The training was killed, most likely for want of memory. "
-            "Use fewer or shorter rows, or a smaller batch_size."
+            "Use fewer or shorter rows, or a smaller batch_size. Your previous model is untouched."
         )
     return f"The training process ended unexpectedly (status {status}). Your previous model is untouched."

@@ -17,7 +17,7 @@ import time
 from typing import Any, BinaryIO
 
 from ..prompts import IGNORED, Template
-from . import pipe
+from . import Unlearnable, pipe
 
 PAD_TO = 16  # each new length costs the math library a set-up
 BLOCK = 512  # positions whose scores exist at once
@@ -38,14 +38,10 @@ def main() -> None:
     except MemoryError:
         _fail(up, "There is not enough memory. Use fewer or shorter rows, or a smaller batch_size.")
     except Unlearnable as error:
-        _fail(up, str(error))
+        _fail(up, str(error), "unlearnable")
     except Exception as error:  # noqa: BLE001 - its text may quote a row, its type does not
         _fail(up, f"The training failed ({type(error).__name__}). Your previous model is untouched.")
     os._exit(0)
-
-
-class Unlearnable(Exception):
-    """The rows or the recipe cannot give an adapter; the message names no contents."""
 
 
 def train(job: dict[str, Any], say: Any) -> tuple[dict[str, Any], bytes]:
@@ -236,9 +232,9 @@ def _end(model: Any, tokenizer: Any) -> int | None:
     return tokenizer.eos_token_id if named is None else int(named)
 
 
-def _fail(up: BinaryIO, message: str) -> None:
+def _fail(up: BinaryIO, message: str, how: str = "failed") -> None:
     try:
-        pipe.send(up, {"say": "failed", "message": message})
+        pipe.send(up, {"say": how, "message": message})
     except pipe.PipeClosed:
         return
 

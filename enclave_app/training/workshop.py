@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..datasets import Pairs
-from ..refusals import Busy, Conflict, Failed
-from . import Progress, Recipe, Trained, Trainer, TrainingFailed
+from ..refusals import Busy, Conflict, Failed, Refusal
+from . import Progress, Recipe, Trained, Trainer, TrainingFailed, Unlearnable
 
 _Item = Progress | Trained | BaseException | None
 
@@ -99,6 +99,8 @@ class Place:
         ).start()
         try:
             while (item := await heard.get()) is not None:
+                if isinstance(item, Unlearnable):
+                    raise Refusal(str(item), code="training_failed") from item
                 if isinstance(item, TrainingFailed):
                     raise Failed(str(item), code="training_failed") from item
                 if isinstance(item, BaseException):

@@ -233,7 +233,9 @@ def test_no_two_transcripts_share_their_bytes() -> None:
     moved = [
         transcript_bytes("sev-snp", one),
         transcript_bytes("simulated", one),
-        transcript_bytes("sev-snp", replace(one, key_config=KEY_CONFIG + NONCE[:1])),
+        # Without lengths: the very bytes of the first, and those of the first but for the form.
+        transcript_bytes("sev-sn", replace(one, key_config=b"p" + KEY_CONFIG)),
+        transcript_bytes("sev-snp", replace(one, key_config=KEY_CONFIG + NONCE, nonce=b"", form=2)),
         transcript_bytes("sev-snp", replace(one, not_before=one.not_after, not_after=one.not_before)),
         transcript_bytes("sev-snp", replace(one, nonce=b"", form=2)),
     ]

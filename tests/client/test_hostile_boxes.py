@@ -5,18 +5,22 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
 
 import blindbox.requests as requests
-from blindbox import NoEvidence, SealingError, TruncatedResponse, UnsealedAnswer
-from blindbox.errors import AttestationError, MalformedEvidence, UnboundKey
+from blindbox import NoEvidence, SealedAdapter, SealingError, TruncatedResponse, UnsealedAnswer
+from blindbox.errors import AttestationError, MalformedEvidence, UnboundKey, WrongAnswer
 from blindbox_attestation.channel import ohttp, varint
-from tests.kit.enclave import RunningEnclave, running
+from enclave_app import gateway
+from tests.kit.enclave import RunningEnclave, make_identity, running
+from tests.kit.peer import b64url, seal
 from tests.kit.relay import Asked, Box, Passed, Relay, Reply, http_reply
 
 EVIDENCE = "application/blindbox-attestation+json"
@@ -114,6 +118,26 @@ def test_evidence_is_capped_before_it_is_read(
         assert [asked.method for asked in box.asked] == ["GET"]
 
 
+def test_a_busy_box_is_not_read_to_its_end_however_often_connecting_may_be_tried(policy: Any) -> None:
+    """C-18: with `max_retries`, urllib3 would drain an answer that says Retry-After, also an endless one."""
+    told = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        yield told
+        for _ in range(64):
+            sent += 1 << 20
+            yield b" " * (1 << 20)
+
+    door = SealedAdapter(policy, max_retries=3)
+    with Box(lambda asked: Reply(endless())) as box:
+        with pytest.raises(NoEvidence, match="too busy"):
+            door.prove(box.origin)
+        assert len(box.asked) == 1
+        assert sent < 32 << 20
+
+
 @pytest.mark.parametrize(
     "reply",
     [
@@ -195,6 +219,25 @@ def test_a_storm_of_key_problems_ends_after_one_new_proof(relay: Relay, session:
     assert session.get(relay.origin + "/echo").ok
 
 
+def test_a_key_problem_that_drips_in_is_not_waited_for(
+    relay: Relay, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C-37: each byte comes in time, and there are many."""
+    monkeypatch.setattr("blindbox.adapter.EVIDENCE_LIMITS", requests.Timeouts(in_all=0.3))
+
+    def drip() -> Iterator[bytes]:
+        yield b"HTTP/1.1 400 Bad\r\nContent-Type: application/problem+json\r\nConnection: close\r\n\r\n"
+        for _ in range(100):
+            time.sleep(0.05)
+            yield b" "
+
+    relay.before = only_post(lambda asked: Reply(drip()))
+    began = time.monotonic()
+    with pytest.raises(UnsealedAnswer):
+        session.get(relay.origin + "/echo")
+    assert time.monotonic() - began < 2
+
+
 def test_a_forged_key_problem_does_not_run_a_call_twice(
     relay: Relay, session: requests.Session, app: Any
 ) -> None:
@@ -211,6 +254,32 @@ def test_a_forged_key_problem_does_not_run_a_call_twice(
     with pytest.raises(requests.OutcomeUnknown):
         session.post(relay.origin + "/run/forged")
     assert app.runs["forged"] == 1
+
+
+def test_a_call_is_not_run_twice_by_an_enclave_that_was_made_to_forget_it(
+    session: requests.Session, app: Any
+) -> None:
+    """C-37, S-1: before it forges the answer, the box wears out every key that remembers the request id."""
+    identity = make_identity(seen_per_key=4)
+    forged: list[Passed] = []
+
+    def forge(passed: Passed) -> Reply | None:
+        if passed.asked.method == "POST" and not forged:
+            forged.append(passed)
+            boot, generations = identity.boot_id, {identity.key_config}
+            while len(generations) < 4:
+                own = replace(passed.asked, body=seal(identity, request_id=b"", path=b"/echo").body)
+                assert relay.forward(own).status == 200
+                generations.add(identity.key_config)
+            assert identity.boot_id == boot
+            return http_reply(400, "application/problem+json", PROBLEM)
+        return None
+
+    with running(app.asgi, identity=identity) as enclave, Relay(enclave.origin, change=forge) as relay:
+        with pytest.raises(requests.OutcomeUnknown):
+            session.post(relay.origin + "/run/forgotten")
+        assert app.runs["forgotten"] == 1
+        assert session.post(relay.origin + "/run/forgotten").json() == {"runs": 2}
 
 
 @pytest.mark.parametrize("extra", [b" ", b"x" * 5000])
@@ -252,6 +321,27 @@ def test_answers_swapped_between_two_calls_open_nowhere(relay: Relay, session: r
     for thread in threads:
         thread.join()
     assert len(caught) == 2
+
+
+@pytest.mark.parametrize("told", ["another", "none", "ours and another"])
+def test_a_well_sealed_answer_to_another_request_is_refused(
+    told: str, relay: Relay, session: requests.Session, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C-26: an enclave that mixes up its answers, or a second id beside ours."""
+    honest, other = gateway._inner_scope, (b"blindbox-request-id", b64url(bytes(16)))
+
+    def mixed_up(head: Any, outer: Any) -> Any:
+        inner = honest(head, outer)
+        assert inner is not None
+        wrong = {"another": (other,), "none": (), "ours and another": (*inner.echoed, other)}
+        return replace(inner, echoed=wrong[told])
+
+    assert session.get(relay.origin + "/echo").ok
+    monkeypatch.setattr(gateway, "_inner_scope", mixed_up)
+    for stream in (False, True):
+        with pytest.raises(WrongAnswer):
+            session.post(relay.origin + f"/run/mixed-{told}-{stream}", stream=stream)
+        assert app.runs[f"mixed-{told}-{stream}"] == 1
 
 
 def test_an_earlier_answer_does_not_open_again(relay: Relay, session: requests.Session) -> None:

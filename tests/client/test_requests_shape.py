@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,15 @@ import pytest
 import requests as plain
 
 import blindbox.requests as requests
-from blindbox import ForeignRedirect, NoPolicy, Proof, SealedAdapter, SealingError
+from blindbox import (
+    ForeignRedirect,
+    InvalidPolicy,
+    NoPolicy,
+    Proof,
+    SealedAdapter,
+    SealingError,
+    UnsafeSimulatedPolicy,
+)
 from blindbox.errors import UnboundKey
 from enclave_app.gateway import Limits
 from tests.kit.enclave import RunningEnclave, running
@@ -203,6 +212,18 @@ def test_content_codings_are_undone_and_none_is_asked_for(
     assert headers_of(session.get(enclave.origin + "/echo"))["accept-encoding"] == "identity"
 
 
+def test_raw_is_decoded_where_the_caller_says_so(enclave: RunningEnclave, session: requests.Session) -> None:
+    """`raw.decode_content = True` before `shutil.copyfileobj` is how many save a download."""
+    as_sent = session.get(enclave.origin + "/gzip", stream=True).raw
+    assert as_sent.read(2) == b"\x1f\x8b"
+    raw = session.get(enclave.origin + "/gzip", stream=True).raw
+    raw.decode_content = True
+    saved = io.BytesIO()
+    shutil.copyfileobj(raw, saved)
+    assert saved.getvalue() == b"squeezed " * 1000
+    assert session.get(enclave.origin + "/gzip").content == b"squeezed " * 1000
+
+
 @pytest.mark.parametrize("status", [200, 204, 299, 400, 404, 418, 500, 503, 599])
 def test_sealed_answers_of_any_status_are_ordinary_responses(
     status: int, enclave: RunningEnclave, session: requests.Session
@@ -295,14 +316,24 @@ def test_redirects_inside_the_origin_are_followed(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
-    "to", ["http://{trap}/x", "//{trap}/x", "https://{trap}/x", "http://{trap}\\@AUTHORITY/x"]
+    "to",
+    [
+        "http://{trap}/x",
+        "//{trap}/x",
+        "https://{trap}/x",
+        "http://{trap}\\@AUTHORITY/x",
+        # One parser ends the host at the backslash; quoted, as requests does later, it is a user name.
+        "ORIGIN\\@{trap}/x",
+        "http://AUTHORITY\\@{trap}/x",
+        "http://[{trap}",
+    ],
 )
 def test_redirects_elsewhere_are_refused(
     status: int, to: str, enclave: RunningEnclave, session: requests.Session
 ) -> None:
     """C-38: a sealed redirect to another host, of every kind: an error, and not a byte to that host."""
     with Box(lambda asked: http_reply(200, "text/plain", b"trapped")) as trap:
-        where = to.replace("{trap}", f"127.0.0.1:{trap.port}")
+        where = to.replace("{trap}", f"127.0.0.1:{trap.port}").replace("ORIGIN", enclave.origin)
         with pytest.raises((ForeignRedirect, requests.exceptions.InvalidURL)) as caught:
             session.post(enclave.origin + "/go", params={"to": where, "status": status}, data=b"mine")
         assert isinstance(caught.value, requests.RequestException)
@@ -318,6 +349,12 @@ def test_a_change_of_scheme_is_another_origin(enclave: RunningEnclave, session: 
     """C-38: the same host under https:// has not proved anything yet."""
     with pytest.raises(ForeignRedirect):
         session.get(enclave.origin + "/go", params={"to": enclave.origin.replace("http:", "https:")})
+
+
+def test_an_empty_location_leads_nowhere(enclave: RunningEnclave, session: requests.Session) -> None:
+    """As in `requests`: the redirect itself is the answer, not a way around in circles."""
+    response = session.get(enclave.origin + "/go", params={"to": ""})
+    assert (response.status_code, response.history, response.next) == (302, [], None)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -409,6 +446,31 @@ def test_other_schemes_and_sealed_adapters_can_be_mounted(session: requests.Sess
     assert session.get_adapter("http://a") is mine
 
 
+def test_leaving_a_session_closes_each_adapter_once(policy: Any) -> None:
+    """As in `requests`, although the one door is mounted for http:// and for https://."""
+
+    class Counting(SealedAdapter):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+            super().close()
+
+    mine, own = Counting(policy), Counting(policy)
+    with requests.Session(policy) as session:
+        session.mount("http://", mine)
+        session.mount("https://", mine)
+    with requests.Session(adapter=own):
+        pass
+    assert (mine.closed, own.closed) == (1, 0)  # whoever brings an adapter closes it, unless it was mounted
+
+
+def test_a_malformed_outer_head_is_the_invalid_header_of_requests(session: requests.Session) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\nContent-Length: 32\r\n\r\n"
+    with Box(lambda asked: Reply([head])) as box, pytest.raises(requests.exceptions.InvalidHeader):
+        session.get(box.origin + "/")
+
+
 def test_a_hook_or_a_prepared_request_opens_no_way_around(liar: Relay, session: requests.Session) -> None:
     """C-41: `send` of a prepared request, and every hook, come after the proof."""
     called = []
@@ -454,3 +516,18 @@ def test_a_session_that_takes_simulated_evidence_warns() -> None:
         policy = UnsafeSimulatedPolicy()
     with pytest.warns(UnsafeSimulationWarning):
         requests.Session(policy=policy)
+
+
+@pytest.mark.parametrize("wrong", [{"version": 1}, UnsafeSimulatedPolicy, b"{}"])
+def test_a_policy_of_the_wrong_type_is_told_kindly(wrong: Any) -> None:
+    with pytest.raises(InvalidPolicy, match="policy= is"):
+        requests.get("http://127.0.0.1:9/", policy=wrong)
+
+
+def test_a_given_timeout_bounds_the_proof_too(policy: Any) -> None:
+    """C-48: a machine that accepts the connection and never proves itself is not waited for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(requests.exceptions.Timeout):
+            requests.get(f"http://127.0.0.1:{silent.getsockname()[1]}/", policy=policy, timeout=0.5)
+        assert time.monotonic() - began < 10

@@ -59,6 +59,23 @@ def test_a_proof_is_used_until_its_age_and_then_made_again(relay: Relay) -> None
     later = 601.0  # by the clock that nobody can set back; the other one stands still
     session.get(relay.origin + "/echo")
     assert relay.proofs() == 2
+    ahead = timedelta(seconds=601)  # and the other way round, as after a sleep of this machine
+    session.get(relay.origin + "/echo")
+    assert relay.proofs() == 3
+
+
+def test_a_key_is_not_used_after_the_end_that_was_proved(relay: Relay) -> None:
+    """C-1: however long the policy lets a proof be relied on."""
+    ahead = timedelta(0)
+    keys = SessionKeys(now=lambda: datetime.now(UTC) + ahead, tick=lambda: 0.0)
+    session = session_with(unsafe(max_age=timedelta(hours=24)), keys=keys)
+    end = session.get(relay.origin + "/echo").blindbox.not_after  # type: ignore[attr-defined]
+    ahead = end - datetime.now(UTC) - timedelta(seconds=30)
+    session.get(relay.origin + "/echo")
+    assert relay.proofs() == 1
+    ahead = end - datetime.now(UTC) + timedelta(seconds=1)
+    session.get(relay.origin + "/echo")
+    assert relay.proofs() == 2
 
 
 def test_a_max_age_of_zero_asks_at_every_call(relay: Relay) -> None:
@@ -294,6 +311,25 @@ def test_a_child_cannot_read_on_in_its_parents_answer(relay: Relay) -> None:
     told = in_child(lambda: response.content)
     assert "RuntimeError" in told
     assert len(response.content) == 300_000
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_born_in_the_middle_of_a_request_seals_no_more_of_it() -> None:
+    """C-46: parent and child would seal different bytes under one key and nonce."""
+    from blindbox import question
+    from blindbox_attestation.channel import bhttp, hpke, ohttp
+
+    key = hpke.PrivateKey.generate(hpke.X25519)
+    sealer = ohttp.RequestSealer(ohttp.KeyConfig(1, key.kem, key.public_bytes))
+    head = bhttp.RequestHead(b"POST", b"https", b"a", b"/")
+    sealed = question.sealed(sealer, head, (letter * 20_000 for letter in (b"A", b"B", b"C")))
+    assert not isinstance(sealed, bytes)
+    begun = next(sealed)
+    assert "RuntimeError" in in_child(lambda: next(sealed))
+    opener = ohttp.RequestOpener({1: key}, chunked=True)
+    opened = b"".join([*opener.feed(begun + b"".join(sealed)), *opener.close()])
+    assert [opened.count(letter) for letter in (b"A", b"B", b"C")] == [20_000] * 3
 
 
 def test_sessions_and_adapters_are_neither_pickled_nor_copied() -> None:

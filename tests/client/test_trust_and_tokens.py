@@ -20,7 +20,8 @@ from blindbox.errors import AttestationError, MalformedEvidence, PolicyRefused
 from blindbox.origin import origin_of
 from blindbox.tenant import TokenStore
 from blindbox.trust import TrustStore
-from tests.kit.enclave import RunningEnclave
+from enclave_app.identity import Identity
+from tests.kit.enclave import RunningEnclave, running, simulated_quoter
 from tests.kit.relay import Box, http_reply
 
 SNP = Policy(
@@ -102,6 +103,17 @@ def test_a_stored_policy_is_whole_private_and_found_again(own_home: Path) -> Non
     assert store.get("http://example.com") is None
 
 
+def test_a_policy_counts_for_the_origin_that_it_was_stored_for_alone() -> None:
+    store = TrustStore()
+    store.set("http://example.com", SNP)
+    (path,) = store.folder.iterdir()
+    store.set("http://example.org", SNP)
+    (other,) = set(store.folder.iterdir()) - {path}
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(InvalidPolicy, match="another origin"):
+        store.get("http://example.org")
+
+
 def test_a_policy_file_that_others_may_change_is_refused() -> None:
     store = TrustStore()
     store.set("http://example.com", SNP)
@@ -109,10 +121,20 @@ def test_a_policy_file_that_others_may_change_is_refused() -> None:
     path.chmod(0o666)
     with pytest.raises(InvalidPolicy, match="chmod"):
         store.get("http://example.com")
+    with pytest.raises(InvalidPolicy, match="chmod"):
+        store.all()
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"version": 1}', '{"version": 1, "origin": "http://other:80", "policy": {}}', "[]"]
+    "text",
+    [
+        "",
+        "{}",
+        '{"version": 1}',
+        '{"version": 1, "origin": "http://other:80", "policy": {}}',
+        "[]",
+        pytest.param("[" * 100_000, id="deep"),
+    ],
 )
 def test_a_damaged_policy_file_is_an_error_and_not_an_absence(text: str) -> None:
     store = TrustStore()
@@ -302,6 +324,24 @@ def test_verify_shows_every_step_of_a_proof(
         assert mark in line
 
 
+def test_verify_says_so_where_a_proven_key_is_none_that_is_spoken(
+    policy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A genuine machine, and behind its proof a key configuration of another time."""
+    from blindbox.adapter import SealedAdapter
+
+    class Unheard(Identity):
+        def _add(self) -> None:
+            super()._add()
+            self._generations[-1].key_config = b"\x00\x03\x01\xff\xff"
+
+    monkeypatch.setattr(SealedAdapter, "policy_for", lambda *a: policy)
+    identity = Unheard(simulated_quoter(), config_digest=bytes(48))
+    with running(identity=identity) as enclave:
+        assert cli.main(["verify", enclave.origin]) == cli.NOT_PROVED
+    assert "KEM 0xffff is not spoken here" in capsys.readouterr().err
+
+
 def test_verify_without_policy_or_machine_is_told_kindly(
     policy_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,10 +349,20 @@ def test_verify_without_policy_or_machine_is_told_kindly(
     assert "blindbox trust http://127.0.0.1:9 --policy FILE" in capsys.readouterr().err
     assert cli.main(["verify", "http://127.0.0.1:9", "--policy", str(policy_file)]) == cli.UNREACHABLE
     assert "refused" in capsys.readouterr().err
-    assert cli.main(["verify", "nowhere", "--policy", str(policy_file)]) == cli.USAGE
+    assert cli.main(["verify", "nowhere:80", "--policy", str(policy_file)]) == cli.USAGE
+    assert cli.main(["verify", "127.0.0.1:9", "--policy", str(policy_file)]) == cli.USAGE
+    assert "names no scheme; write it whole" in capsys.readouterr().err
     with Box(lambda asked: http_reply(404, "text/plain", b"")) as box:
         assert cli.main(["verify", box.origin, "--policy", str(policy_file)]) == cli.NOT_PROVED
     assert "attestation document" in capsys.readouterr().out
+
+
+def test_tls_to_a_port_without_it_is_told_kindly(
+    enclave: RunningEnclave, policy_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = enclave.origin.replace("http:", "https:")
+    assert cli.main(["verify", origin, "--policy", str(policy_file)]) == cli.UNREACHABLE
+    assert "did you mean http://?" in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_module_and_explains_itself() -> None:

@@ -20,12 +20,13 @@ from starlette.testclient import TestClient
 
 from enclave_app.api import Rooms, build_api
 from enclave_app.datasets import NoHub, Pairs
-from enclave_app.engines import Piece, Prompt, Sampling
+from enclave_app.engines import Piece, Prompt, Sampling, Tuning
+from enclave_app.engines.adapter import Adapter
 from enclave_app.engines.desk import Desk
 from enclave_app.engines.echo import EchoEngine
 from enclave_app.settings import Settings
 from enclave_app.store import Store
-from enclave_app.training import Progress, Recipe, Trained, TrainingFailed
+from enclave_app.training import Progress, Recipe, Trained, TrainingFailed, Unlearnable
 from enclave_app.training.counting import CountingTrainer
 from enclave_app.training.workshop import Workshop
 
@@ -182,6 +183,26 @@ def test_bodies_that_are_no_json_get_400(client: TestClient, data: bytes) -> Non
     assert response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("data", "headers", "words"),
+    [
+        (b"input_text=x", {"content-type": "application/x-www-form-urlencoded"}, "json={…}"),
+        (b"--x--", {"content-type": "multipart/form-data; boundary=x"}, "json={…}"),
+        (b"\x1f\x8bcanary", {"content-encoding": "gzip"}, "encoded"),
+    ],
+)
+def test_a_body_in_another_dress_is_told_what_to_wear(
+    client: TestClient, data: bytes, headers: dict[str, str], words: str
+) -> None:
+    assert words in error_of(client.post("/test", content=data, headers=headers), 400, "invalid_json")
+
+
+def test_a_field_that_is_there_twice_is_refused_and_not_chosen_from(client: TestClient) -> None:
+    data = b'{"input_text": "x", "max_new_tokens": 1, "max_new_tokens": 1000}'
+    message = error_of(client.post("/test", content=data), 400, "duplicate_field")
+    assert '"max_new_tokens" is there twice' in message
+
+
 def test_a_body_beyond_the_limit_gets_413(client: TestClient) -> None:
     error_of(client.post("/test", content=b" " * (9 << 20)), 413, "body_too_large")
 
@@ -205,7 +226,7 @@ def test_without_a_token_there_is_401_that_tells_what_to_send(
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/redoc", "/nothing", "/test/", "/v1/models"])
 def test_other_routes_get_404_in_the_same_shape(client: TestClient, path: str) -> None:
     error_of(client.get(path), 404, "not_found")
-    error_of(client.delete("/test"), 405, "method_not_allowed")
+    assert "It takes POST." in error_of(client.delete("/test"), 405, "method_not_allowed")
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -290,6 +311,40 @@ def test_another_tenants_file_and_adapter_do_not_exist_for_me(client: TestClient
     assert client.get(f"/v1/files/{mine}").status_code == 200
 
 
+class KeepingEngine(EchoEngine):
+    """Keeps adapters by their version, as the engine for real models does."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Adapter] = {}
+
+    def generate(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
+        tuning = prompt.tuning
+        if tuning is not None:
+            adapter = self.kept.get(tuning.version) or self.kept.setdefault(tuning.version, tuning.load())
+            prompt = Prompt(prompt.text, Tuning(tuning.version, lambda: adapter))
+        return super().generate(prompt, sampling)
+
+
+def test_an_adapter_kept_in_memory_answers_its_own_tenant_alone(tmp_path: Path) -> None:
+    """S-22: whoever holds the disk puts one tenant's file, or its salt, in another's place; neither opens."""
+    rooms = rooms_in(tmp_path / "data", engine=KeepingEngine())
+    client = TestClient(build_api(rooms), headers=ALICE)
+    assert client.post("/finetune", json=lesson(upload(client))).status_code == 200
+    (hers,) = rooms.store.root.glob("*/adapters/current")
+    bobs_rows = upload(client, JSONL.replace(b'"q ', b'"x '), headers=BOB)
+    assert client.post("/finetune", json=lesson(bobs_rows), headers=BOB).status_code == 200
+    (his,) = set(rooms.store.root.glob("*/adapters/current")) - {hers}
+    own = his.read_bytes()
+    question = {"input_text": "x"}
+    answered = client.post("/inference", json=question).json()["completion"]
+    assert answered.startswith("[")
+    for planted in (hers.read_bytes(), hers.read_bytes()[:48] + own[48:]):
+        his.write_bytes(planted)
+        error_of(client.post("/inference", json=question, headers=BOB), 500, "damaged_adapter")
+    his.write_bytes(own)
+    assert client.post("/inference", json=question, headers=BOB).json()["completion"] not in ("x", answered)
+
+
 def test_what_is_stored_cannot_be_read_at_rest(rooms: Rooms, client: TestClient) -> None:
     secret = b"canary-0451-canary"
     made = upload(
@@ -313,6 +368,7 @@ def test_what_is_stored_cannot_be_read_at_rest(rooms: Rooms, client: TestClient)
         ({"file": ("rows.jsonl", b"\x80\x04canary")}, {}, "invalid_file_format"),
         ({"file": ("rows.zip", b"PK\x03\x04canary")}, {}, "invalid_file_format"),
         ({"file": ("rows.parquet", JSONL)}, {}, "invalid_file_format"),
+        ({"file": ("rows.csv", "q,a\n".encode("utf-16"))}, {}, "invalid_encoding"),
         ({"file": ("rows.jsonl", JSONL)}, {"purpose": "world-domination"}, "invalid_value"),
         ({"file": ("rows.jsonl", JSONL)}, {"porpose": "fine-tune"}, "unknown_field"),
         ({"data": ("rows.jsonl", JSONL)}, {}, "unknown_field"),
@@ -344,10 +400,13 @@ def test_bad_uploads_get_400_and_leave_nothing(
     ],
 )
 def test_uploads_that_are_not_whole_multipart_get_400(
-    rooms: Rooms, client: TestClient, kind: str, body: bytes
+    rooms: Rooms, client: TestClient, kind: str, body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    response = client.post("/v1/files", content=body, headers={"content-type": kind})
+    """S-20: and what is wrong with them is not logged."""
+    with caplog.at_level(logging.INFO):
+        response = client.post("/v1/files", content=body, headers={"content-type": kind})
     assert response.status_code == 400, response.text
+    assert "multipart" not in caplog.text  # the parser would name the byte that it did not expect
     assert [path for path in rooms.store.root.rglob("*") if path.is_file()] == []
 
 
@@ -564,11 +623,20 @@ class Failing(CountingTrainer):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(TrainingFailed("Use fewer rows."), "training_failed"), (ValueError("row-canary"), "internal_error")],
+    ("error", "status", "code"),
+    [
+        (Unlearnable("Use a smaller learning_rate."), 400, "training_failed"),
+        (TrainingFailed("Use fewer rows."), 500, "training_failed"),
+        (ValueError("row-canary"), 500, "internal_error"),
+    ],
 )
 def test_a_failed_training_leaves_the_previous_adapter_answering(
-    rooms: Rooms, client: TestClient, error: BaseException, code: str, caplog: pytest.LogCaptureFixture
+    rooms: Rooms,
+    client: TestClient,
+    error: BaseException,
+    status: int,
+    code: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """S-20: also, what the failure says of the rows is told to nobody."""
     made = upload(client)
@@ -578,7 +646,7 @@ def test_a_failed_training_leaves_the_previous_adapter_answering(
     with caplog.at_level(logging.DEBUG):
         plain = client.post("/finetune", json=lesson(made))
         streamed = client.post("/finetune", json=lesson(made), headers={"accept": "text/event-stream"})
-    error_of(plain, 500, code)
+    error_of(plain, status, code)
     name, data = events_of(streamed.text)[-1]
     assert (name, data["error"]["code"]) == ("error", code)
     assert "canary" not in plain.text + streamed.text + caplog.text
@@ -721,7 +789,8 @@ def test_an_unexpected_error_is_a_constant_500_that_quotes_nothing(
     with caplog.at_level(logging.DEBUG):
         response = client.post("/test", json={"input_text": "canary-7"})
     error_of(response, 500, "internal_error")
-    assert "RuntimeError" in caplog.text
+    assert response.json()["error"]["type"] == "server_error"
+    assert "RuntimeError at test_api_house.py:" in caplog.text  # where it was raised
     printed = capfd.readouterr()
     assert "canary" not in response.text + caplog.text + printed.out + printed.err
 

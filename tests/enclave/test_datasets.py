@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import time
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_app.datasets import (
+    MOST_COLUMNS,
     MOST_IN_A_CELL,
     Form,
     HuggingFaceHub,
@@ -71,6 +74,7 @@ def test_every_form_gives_the_same_rows_and_duplicates_are_fine(name: str) -> No
         (b"q;a\none;eins\n", "a.csv"),
         (b"q\ta\none\teins\n", "a.csv"),
         (b'a,"q",extra\neins,"one",x\n', "a.csv"),
+        (b"\n\nq,a\n\none,eins\n", "a.csv"),
         (b'\n\n{"q": "one", "a": "eins", "extra": [1]}\n\n', "a.jsonl"),
         (b' [{"q": "one", "a": "eins"}]', "a.json"),
         (b'{"q": "one", "a": "eins"}', "a.json"),
@@ -173,11 +177,16 @@ def test_missing_numbers_in_parquet_are_null() -> None:
         (b'{"a":' * 100_000, "a.jsonl", "nested too deep"),
         (b"[1, 2]", "a.json", "row 1 is not a JSON object"),
         (b'[{"q": "canary"}, ', "a.json", "not JSON"),
-        (b"q,a\none\n", "a.csv", "row 1 has 1 cells and the first line 2"),
+        (b"q,a\none\n", "a.csv", "row 1 has 1 cell and the first line 2"),
         (b"q,q\none,two\n", "a.csv", 'names a column twice: "q"'),
         (b'q,a\n"canary', "a.csv", "is not CSV"),
         (b"q,a\n\xe9canary,x\n", "a.csv", "not UTF-8 (line 2, byte 4)"),
-        ("q,a\nonü,x\n".encode("utf-16"), "a.csv", "neither text"),
+        ("q,a\nonü,x\n".encode("utf-16"), "a.csv", "UTF-16. Save it as UTF-8"),
+        ("q,a\nonü,x\n".encode("utf-16-le"), "a.csv", "neither text"),
+        (b"%PDF-1.7 canary", "a.pdf", "a PDF, and rows are needed"),
+        (b'{\n  "q": "canary",\n  "a": "x"\n}', "a.json", "all of them as one array"),
+        (b'{"q": "canary", "q": "x", "a": "y"}', "a.jsonl", "line 1 names a column twice"),
+        (b'[{"q": "x", "a": "y", "extra": {"canary": 1, "canary": 2}}]', "a.json", "names a column twice"),
     ],
 )
 def test_unreadable_files_are_refused_with_the_place_of_the_fault(data: bytes, name: str, words: str) -> None:
@@ -185,6 +194,41 @@ def test_unreadable_files_are_refused_with_the_place_of_the_fault(data: bytes, n
     refusal = refused(data, name, Wanted("q", "a", 4))
     assert words in refusal.message, refusal.message
     assert "canary" not in refusal.message
+
+
+@pytest.mark.parametrize("columns", [MOST_COLUMNS + 1, 300_000])
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_more_columns_than_anybody_means_are_refused_at_once(columns: int, form: str) -> None:
+    """A list of names that is compared with itself would keep the enclave busy for hours."""
+    names = ["q"] * columns if form == "csv" else [f"column {n}" for n in range(columns)]
+    data = ",".join(names).encode() if form == "csv" else jsonl([dict.fromkeys(names, 1)])
+    began = time.monotonic()
+    assert f"{columns} columns" in refused(data, f"a.{form}").message
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "odd", [pa.array([2**31 - 1], pa.date32()), pa.array([2**61], pa.timestamp("us"))], ids=["date", "time"]
+)
+def test_a_date_beyond_the_calendar_in_parquet_is_a_refusal(odd: Any) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"q": ["canary"], "a": odd}), sink)
+    assert "a date that is out of range" in refused(sink.getvalue(), "a.parquet").message
+
+
+def test_a_small_parquet_file_does_not_become_endless_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value of a dictionary, said again and again, takes no room in the file but all of the memory."""
+    monkeypatch.setattr("enclave_app.datasets.MOST_IN_ALL", 10 << 20)
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"q": ["x" * (1 << 20)] * 50, "a": ["y"] * 50}), sink)
+    assert len(sink.getvalue()) < 1 << 20
+    refusal = refused(sink.getvalue(), "a.parquet", Wanted("q", "a", 50))
+    assert "by row 10. Ask for fewer" in refusal.message
+
+
+def test_decimals_in_parquet_are_numbers() -> None:
+    data = parquet([{"q": Decimal("1.50"), "a": "x"}])
+    assert taken(data, "a.parquet", Wanted("q", "a", 1)).rows == (("1.50", "x"),)
 
 
 def told(data: bytes, name: str) -> int:

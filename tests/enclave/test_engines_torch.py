@@ -191,10 +191,17 @@ def test_weights_that_do_not_fit_are_refused_and_the_base_still_answers(llama: A
     assert said(llama, QUESTION) == base
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-45, 1e-300])
+def test_the_coldest_temperature_is_the_likeliest_answer(llama: Any, temperature: float) -> None:
+    cold = Sampling(max_new_tokens=GREEDY.max_new_tokens, temperature=temperature)
+    assert said(llama, QUESTION, cold) == said(llama, QUESTION, GREEDY)
+
+
 def test_a_prompt_that_does_not_fit_is_refused_with_numbers(llama: Any) -> None:
     with pytest.raises(Refusal, match="256") as refused:
         said(llama, "mill " * 300)
     assert refused.value.code == "context_length_exceeded"
+    assert str(refused.value).endswith("Shorten the prompt.")  # fewer new tokens would not help
     with pytest.raises(Refusal, match="at most"):
         said(llama, QUESTION, Sampling(max_new_tokens=250))
 

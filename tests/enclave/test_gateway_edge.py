@@ -97,6 +97,17 @@ def test_a_head_is_bounded(enclave: RunningEnclave, kind: str) -> None:
     assert healthy(enclave)
 
 
+@pytest.mark.parametrize("greeting", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"SSH-2.0-x\r\n"])
+def test_what_is_no_http_gets_400_and_leaves_no_trace(
+    enclave: RunningEnclave, greeting: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(connect(enclave)) as peer:
+        peer.sendall(greeting)
+        assert answer(peer).startswith(b"HTTP/1.1 400 ")
+    assert not [record for record in caplog.records if record.exc_info]
+    assert healthy(enclave)
+
+
 def test_an_endless_chunked_body_is_bounded(enclave: RunningEnclave) -> None:
     """S-7: 413 at the limit, whatever is sent after; the memory does not grow by it."""
     before = resident()

@@ -97,6 +97,36 @@ def test_a_request_id_runs_once_under_whatever_key_it_is_sealed() -> None:
     assert other.json == {"runs": 2}
 
 
+def test_a_repeated_request_runs_only_while_its_first_sending_would_be_remembered() -> None:
+    """S-1: it names the proof it was first sent under; with that proof's generation its id is forgotten."""
+    now = [1_000_000.0]
+    identity = make_identity(clock=lambda: now[0], monotonic=lambda: now[0])
+    gateway = Gateway(make_echo_app(), identity)
+    request_id = b64url(b"sixteen bytes id")
+
+    def repeated(evidence: bytes) -> Opened:
+        first = (b"blindbox-first-evidence", b64url(evidence))
+        return asyncio.run(
+            exchange(gateway, seal(identity, b"POST", b"/count", request_id=request_id, fields=(first,)))
+        )
+
+    for nonce in (bytes(32), None):  # of either form
+        now[0] += 25 * 3600
+        identity.document(nonce)
+        generation = identity._generations[-1]
+        proof = generation.cached_evidence[-1] if nonce is None else next(reversed(identity._evidence))
+        now[0] += 13 * 3600
+        identity.renew()
+        assert repeated(proof).status == 200  # that never came: it runs, under the next key too
+        assert (repeated(proof).status, repeated(proof).code) == (409, "already-received")
+        now[0] += 25 * 3600
+        identity.renew()
+        assert asyncio.run(exchange(gateway, seal(identity, b"POST", b"/count"))).status == 200
+        assert (repeated(proof).status, repeated(proof).code) == (409, "already-received")
+    assert (repeated(bytes(48)).status, repeated(bytes(48)).code) == (409, "already-received")
+    assert asyncio.run(exchange(gateway, seal(identity, b"POST", b"/count"))).json == {"runs": 5}
+
+
 def test_every_answer_has_a_nonce_of_its_own_and_a_request_has_one_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -155,6 +185,7 @@ def test_a_key_that_can_remember_no_more_is_closed() -> None:
         (b"blindbox-request-id", b"short"),
         (b"blindbox-request-id", b"A" * 21 + b"B"),
         (b"blindbox-evidence", b"AAAA"),
+        (b"blindbox-first-evidence", b"AAAA"),
         (b"blindbox-padding", b"1"),
     ],
 )

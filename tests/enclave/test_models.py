@@ -52,6 +52,18 @@ def refused(folder: Path, words: str) -> None:
         TorchEngine(Model.at(folder), "cpu")
 
 
+def test_a_file_is_not_too_large_to_be_asked_for_its_auto_map(folder: Path) -> None:
+    """S-18: white space does not hide what asks for code."""
+    edit(folder / "config.json", auto_map={"AutoConfig": "modeling_evil.Evil"})
+    config = folder / "config.json"
+    config.write_bytes(config.read_bytes() + b" " * (64 << 20))
+    with pytest.raises(UnusableModel, match="auto_map"):
+        Model.at(folder)
+    os.truncate(config, 1 << 30)  # sparse
+    with pytest.raises(UnusableModel, match="is not read"):
+        Model.at(folder)
+
+
 def test_a_folder_with_code_is_refused_and_the_code_does_not_run(folder: Path, tmp_path: Path) -> None:
     """S-18: a modeling file and the auto_map that asks for it, together and each alone."""
     canary = tmp_path / "canary"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -188,6 +189,44 @@ def start(environ: dict[str, str], seconds: float = 60) -> subprocess.CompletedP
         text=True,
         timeout=seconds,
     )
+
+
+ECHO = {"BLINDBOX_ENGINE": "echo", "BLINDBOX_QUOTER": "simulated", "BLINDBOX_HOST": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"BLINDBOX_HOST": "203.0.113.9", "BLINDBOX_PORT": "0"}, "no such address"),
+        ({"BLINDBOX_PORT": "0", "BLINDBOX_DATA_DIR": "/etc/passwd"}, "BLINDBOX_DATA_DIR: /etc/passwd"),
+    ],
+)
+def test_an_address_or_a_folder_that_cannot_be_had_is_told_in_words(
+    environ: dict[str, str], words: str
+) -> None:
+    run = start(ECHO | environ)
+    assert run.returncode == 2, run.stderr
+    assert words in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        run = start(ECHO | {"BLINDBOX_ENGINE": "torch", "BLINDBOX_PORT": port, "BLINDBOX_MODEL": "/nowhere"})
+    assert run.returncode == 2, run.stderr
+    assert f"port {port} is taken" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_weights_that_cannot_be_read_stop_the_start_in_words(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"garbage")
+    model = {"BLINDBOX_MODEL": str(tmp_path), "BLINDBOX_INSTRUCT_MODEL": str(tmp_path)}
+    run = start(ECHO | model | {"BLINDBOX_ENGINE": "torch", "BLINDBOX_PORT": "0"}, 120)
+    assert run.returncode == 2, run.stderr
+    assert f"{tmp_path} cannot be loaded" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 @pytest.mark.parametrize(

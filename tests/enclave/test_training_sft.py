@@ -14,7 +14,7 @@ from enclave_app.datasets import Pairs
 from enclave_app.engines import Prompt, Sampling, Tuning
 from enclave_app.models import Model
 from enclave_app.prompts import IGNORED, Template
-from enclave_app.training import Progress, Recipe, Trained, TrainingFailed
+from enclave_app.training import Progress, Recipe, Trained, TrainingFailed, Unlearnable
 from enclave_app.training.sft import SftTrainer
 from tests.kit.models import tiny_falcon, tiny_llama, tokenizer
 
@@ -72,13 +72,13 @@ def test_one_column_is_learned_as_plain_text() -> None:
 
 def test_rows_whose_questions_fill_the_window_are_refused_in_words() -> None:
     rows = Pairs((("mill " * 200, "weir"),), False)
-    with pytest.raises(TrainingFailed, match="questions alone are longer"):
+    with pytest.raises(Unlearnable, match="questions alone are longer"):
         list(SftTrainer(Model.at(tiny_llama()), "cpu").train(rows, Recipe(most_tokens=64), never))
 
 
 def test_a_training_that_diverges_is_refused_in_words() -> None:
     recipe = Recipe(epochs=6, learning_rate=1e30)
-    with pytest.raises(TrainingFailed, match="smaller learning_rate"):
+    with pytest.raises(Unlearnable, match="smaller learning_rate"):
         list(SftTrainer(Model.at(tiny_llama()), "cpu").train(Pairs(ROWS, False), recipe, never))
 
 

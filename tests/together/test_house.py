@@ -58,9 +58,11 @@ def test_the_codes_in_the_specification_and_in_the_source_are_the_same() -> None
     documented = set(re.findall(r"`([a-z]+(?:-[a-z0-9]+)+|vmpl|revoked)`", section))
     source = "\n".join(
         path.read_text(encoding="utf-8")
-        for path in (REPOSITORY / "attestation" / "blindbox_attestation").rglob("*.py")
+        for room in ("attestation/blindbox_attestation", "client_sdk/blindbox")
+        for path in (REPOSITORY / room).rglob("*.py")
     )
     assert sorted(code for code in documented if f'"{code}"' not in source) == []
+    assert sorted(set(re.findall(r'\bcode="([a-z-]+)"', source)) - documented) == []
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:

@@ -280,17 +280,23 @@ def _schedule(kem: int, kdf: int, aead: int, shared: bytes, info: bytes) -> _Sch
     if aead not in AEADS:
         raise SealingError(f"AEAD {aead:#06x} is not spoken here")
     suite = b"HPKE" + kem.to_bytes(2, "big") + kdf.to_bytes(2, "big") + aead.to_bytes(2, "big")
-    context = (
-        _MODE_BASE
-        + _labeled_extract(suite, b"", b"psk_id_hash", b"")
-        + _labeled_extract(suite, b"", b"info_hash", info)
-    )
+    context = _context(suite, info)
     secret = _labeled_extract(suite, shared, b"secret", b"")
     return _Schedule(
         aead=aead,
         key=_labeled_expand(suite, secret, b"key", context, AEADS[aead].key),
         base_nonce=_labeled_expand(suite, secret, b"base_nonce", context, NONCE_SIZE),
         exporter=_Exporter(suite, _labeled_expand(suite, secret, b"exp", context, _HASH_SIZE)),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _context(suite: bytes, info: bytes) -> bytes:
+    """The key_schedule_context: nothing secret, and the same for every message to one key."""
+    return (
+        _MODE_BASE
+        + _labeled_extract(suite, b"", b"psk_id_hash", b"")
+        + _labeled_extract(suite, b"", b"info_hash", info)
     )
 
 

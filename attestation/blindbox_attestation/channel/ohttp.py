@@ -482,6 +482,7 @@ class RequestOpener(OneOwner):
         kdf, aead = self._suite
         self._context = hpke.setup_recipient(key, kdf, aead, self._enc, form.request + b"\x00" + header)
         self._reader = _Reader(self._context, chunked=self._chunked)
+        self._keys = {}  # they have done their work, and may have to go before this request has
         return used
 
     def _take(self, view: memoryview, used: int, size: int) -> int:
