@@ -17,8 +17,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-os.environ["BLINDBOX_HOME"] = tempfile.mkdtemp()
-
 import pytest
 
 import blindbox.requests
@@ -26,6 +24,9 @@ from blindbox import UnsafeSimulatedPolicy, adapter, trust
 from blindbox.timeouts import Timeouts
 from enclave_app.gateway import ASGIApp, Gateway
 from tests.kit.enclave import make_identity, running, serving
+
+_HOME = tempfile.TemporaryDirectory()  # nothing is kept
+os.environ["BLINDBOX_HOME"] = _HOME.name
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -40,7 +41,7 @@ class _TrustsLoopback(trust.TrustStore):
 
 
 # A suite's bare sockets never show evidence: it is not waited for as long.
-adapter.EVIDENCE_LIMITS = Timeouts(connect=5.0, between_bytes=2.0, in_all=10.0)  # type: ignore[misc]
+adapter.EVIDENCE_LIMITS = Timeouts(connect=5.0, between_bytes=2.0, in_all=10.0)
 trust.STORE = _TrustsLoopback()
 blindbox.requests._DOOR._trust = trust.STORE
 
@@ -90,7 +91,7 @@ def httpbin() -> Iterator[Served]:
 def httpbin_secure() -> Iterator[Served]:
     """The same behind TLS: the sealed messages travel within it."""
     certificates = _certificates()
-    tls = {
+    tls: dict[str, Any] = {
         "ssl_certfile": str(certificates / "server.pem"),
         "ssl_keyfile": str(certificates / "server.key"),
     }

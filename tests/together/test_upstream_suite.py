@@ -65,7 +65,16 @@ def test_the_suite_of_requests_fails_over_the_seal_only_where_it_is_meant_to(
     told = tmp_path / "told.xml"
     # -P keeps the suite's `tests` off the path until the plugin has been read from ours.
     plugins = ["-p", "tests.kit.sealed_suite", "-p", "no:httpbin", "-p", "no:cacheprovider"]
-    options = ["-c", os.devnull, "--rootdir", suite, "--timeout", "60", f"--junitxml={told}", "--tb=short"]
+    options: list[str | Path] = [
+        "-c",
+        os.devnull,
+        "--rootdir",
+        suite,
+        "--timeout",
+        "60",
+        f"--junitxml={told}",
+        "--tb=short",
+    ]
     left_out = [part for name in NOT_RUN for part in ("--deselect", name)]
     done = run(python, "-P", "-m", "pytest", *plugins, *options, *left_out, suite / "tests", cwd=suite)
     assert told.exists(), done.stdout + done.stderr
