@@ -63,25 +63,35 @@ class Row:
 
 
 def serve(kind: str) -> None:
-    """`POST /test` as in the house API: `{"input_text": …}` up, `{"text": …}` down. Prints the port."""
+    """The enclave's application over the echo engine, bare or behind the gateway. Prints the port."""
     import socket
 
     import uvicorn
-    from fastapi import FastAPI
-    from pydantic import create_model
 
+    from enclave_app.api import Rooms, build_api
+    from enclave_app.datasets import NoHub
     from enclave_app.edge import server_config
+    from enclave_app.engines.desk import Desk
+    from enclave_app.engines.echo import EchoEngine
     from enclave_app.gateway import Gateway
+    from enclave_app.settings import Settings
+    from enclave_app.store import Store
+    from enclave_app.training.counting import CountingTrainer
+    from enclave_app.training.workshop import Workshop
     from tests.kit.enclave import make_identity
 
-    question = create_model("Question", input_text=(str, ...))
-
-    async def test(asked: Any) -> dict[str, str]:
-        return {"text": asked.input_text}
-
-    test.__annotations__["asked"] = question
-    app: Any = FastAPI(openapi_url=None)
-    app.add_api_route("/test", test, methods=["POST"])
+    engine = EchoEngine()
+    app: Any = build_api(
+        Rooms(
+            settings=Settings(),
+            store=Store.temporary(),
+            base=engine,
+            instruct=engine,
+            desk=Desk(64),
+            workshop=Workshop(CountingTrainer(), 1),
+            hub=NoHub(),
+        )
+    )
     if kind == "sealed":
         app = Gateway(app, make_identity())
     listener = socket.socket()
@@ -119,6 +129,15 @@ def new_session(kind: str) -> Any:
         return blindbox.requests.Session(policy=UnsafeSimulatedPolicy())
 
 
+def question(text: str) -> dict[str, Any]:
+    """One new token: the echo engine answers with the prompt and its first word, so as much down as up."""
+    return {"input_text": text, "max_new_tokens": 1}
+
+
+def text_of(size: int) -> str:
+    return f"say {os.urandom(size // 2).hex()}"[:size]
+
+
 def client_process(orders: Connection) -> None:
     """Runs rounds on demand; its sessions live on between them, as a caller's do."""
     warnings.simplefilter("ignore")
@@ -131,7 +150,8 @@ def client_process(orders: Connection) -> None:
         for number in range(threads):
             session = sessions.setdefault((kind, number), None) or new_session(kind)
             sessions[kind, number] = session
-            session.post(f"{origin}/test", json={"input_text": "x"})  # connect, and prove
+            session.headers["Authorization"] = f"Bearer {'benchmark-' * 4}"
+            session.post(f"{origin}/test", json=question("say x"))  # connect, and prove
         orders.send("ready")
         orders.recv()
         latencies: list[float] = []
@@ -139,17 +159,15 @@ def client_process(orders: Connection) -> None:
         def ask(session: Any, text: str, end: float, url: str, into: list[float]) -> None:
             own = []
             while (start := time.perf_counter()) < end:
-                answer = session.post(url, json={"input_text": text}).json()
+                answer = session.post(url, json=question(text)).json()
                 own.append(time.perf_counter() - start)
-                if answer["text"] != text:
+                if not answer["text"].startswith(text):
                     raise AssertionError("the echo is not what was said")
             into += own
 
         end, url = time.perf_counter() + seconds, f"{origin}/test"
         workers = [
-            threading.Thread(
-                target=ask, args=(sessions[kind, number], os.urandom(size // 2).hex(), end, url, latencies)
-            )
+            threading.Thread(target=ask, args=(sessions[kind, number], text_of(size), end, url, latencies))
             for number in range(threads)
         ]
         for worker in workers:
@@ -311,7 +329,7 @@ def main() -> int:
         print(json.dumps(run | {"rows": [asdict(row) for row in rows]}))
         return 0
     shared = min(options.processes, max(CLIENTS))
-    print("POST /test of a FastAPI application that echoes: so much text up, the same down, as JSON.")
+    print("POST /test of the enclave's application over the echo engine: so much text up and down, as JSON.")
     print(f"X-Wing and AES-256-GCM; loopback; clients and server share {os.cpu_count()} cores.")
     print(f"Each server is one process; 16 clients are threads in {shared} process(es), a session each.")
     print(f"{rounds} interleaved round(s) of {seconds} s of each kind, one after the other; medians.\n")

@@ -31,7 +31,7 @@ class _Body(BaseModel):
 class Question(_Body):
     """`POST /test` and `POST /inference`."""
 
-    input_text: Annotated[str, Field(min_length=1, max_length=1_000_000)]
+    input_text: Annotated[str, Field(min_length=1, max_length=1 << 20)]
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     do_sample: bool = True
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 10

@@ -99,7 +99,6 @@ def _running(scratch: str) -> Iterator[subprocess.Popen[bytes]]:
         "LANG": "C.UTF-8",
     }
     environment["GLIBC_TUNABLES"] = MALLOC_TUNABLES
-    environment["OMP_WAIT_POLICY"] = "passive"  # the cores are shared with the server, which must stay quick
     keep_from_hub(environment)
     child = subprocess.Popen(  # noqa: S603 - our own interpreter, our own code
         [sys.executable, "-I", "-c", _START, _PACKAGES],
