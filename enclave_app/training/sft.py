@@ -3,7 +3,7 @@ Supervised fine-tuning in a process of its own: this side starts it, listens, an
 
 The process trains on its own copy of the model, so what is served never changes under a caller and a crash
 costs one training. Rows and weights travel through pipes; the process's own output goes nowhere.
-Nothing heavy is imported here: see `sft_child.py` for the other side.
+Nothing heavy is imported here: see `sft_child.py` and `lesson.py` for the other side.
 """
 
 from __future__ import annotations

@@ -244,7 +244,9 @@ def test_a_connection_serves_many_requests(enclave: RunningEnclave) -> None:
             peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             said = b""
             while not said.endswith(b"alive"):
-                said += peer.recv(4096)
+                piece = peer.recv(4096)
+                assert piece, "the connection was closed"
+                said += piece
 
 
 def test_the_sender_of_too_much_still_hears_why(enclave: RunningEnclave) -> None:
