@@ -27,3 +27,9 @@ def named_rows() -> dict[str, list[str]]:
 def test_every_promised_row_of_the_catalogue_has_a_test_that_names_it() -> None:
     missing = sorted(PROMISED - named_rows().keys(), key=lambda row: (row[0], int(row[2:])))
     assert not missing, f"no test names {', '.join(missing)}"
+
+
+def test_the_page_of_threats_marks_exactly_the_rows_that_tests_name() -> None:
+    page = (REPOSITORY / "docs" / "threats.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([CS]-\d+) \|.*\| (✔?) ?\|$", page, re.MULTILINE))
+    assert {row for row, mark in rows.items() if mark} == set(named_rows())
