@@ -45,7 +45,7 @@ def main() -> None:
         policy = blindbox.UnsafeSimulatedPolicy()
         with requests.Session(policy=policy) as session:
             try:
-                summary = _journey(session, origin, epochs=1 if arguments.quick else 6)
+                summary = _journey(session, origin, epochs=1 if arguments.quick else 8)
             except Exception:
                 print(f"\nThe enclave's log is in {log}.", file=sys.stderr)
                 raise
