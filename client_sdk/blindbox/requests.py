@@ -167,9 +167,7 @@ class Session(_requests.Session):
                 hooks=hooks,
             )
         )
-        # None where there is nothing to merge with but the session's own.
-        proxies = proxies or ({} if self.trust_env else None)
-        settings = self.merge_environment_settings(prepared.url or "", proxies, stream, verify, cert)
+        settings = self.merge_environment_settings(prepared.url or "", proxies or {}, stream, verify, cert)
         return self.send(
             prepared,
             timeout=timeout,

@@ -11,7 +11,6 @@ import re
 import secrets
 import threading
 import warnings
-from functools import lru_cache
 from pathlib import Path
 
 from . import places
@@ -25,7 +24,7 @@ class TokenStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._known: dict[Path, str] = {}
+        self._known: dict[tuple[Path, str], str] = {}
         self._unsaved = threading.Lock()
 
     @property
@@ -34,9 +33,10 @@ class TokenStore:
 
     def token(self, url: str) -> str:
         """The token for the URL's origin; two threads or processes that start at once get the same one."""
-        path = _path(self.folder, origin_of(url))
-        if (known := self._known.get(path)) is not None:
+        place = (self.folder, origin_of(url))
+        if (known := self._known.get(place)) is not None:
             return known
+        path = places.file_for(*place, "")
         try:
             token = self._stored(path)
             if token is None:
@@ -45,12 +45,12 @@ class TokenStore:
         except PermissionError as error:
             if path.exists():
                 raise
-            token = self._only_here(path, error)
+            token = self._only_here(place, error)
         except OSError as error:
-            token = self._only_here(path, error)
+            token = self._only_here(place, error)
         if token is None:
             raise OSError(f"the token file {path} vanished while it was made")
-        return self._known.setdefault(path, token)
+        return self._known.setdefault(place, token)
 
     @staticmethod
     def _stored(path: Path) -> str | None:
@@ -62,22 +62,17 @@ class TokenStore:
             raise ValueError(f"{path} does not hold a token; move it away to have a new one made")
         return token
 
-    def _only_here(self, path: Path, error: OSError) -> str:
+    def _only_here(self, place: tuple[Path, str], error: OSError) -> str:
         with self._unsaved:
-            if path not in self._known:
+            if place not in self._known:
                 warnings.warn(
-                    f"the tenant token cannot be kept in {path.parent} ({error.strerror}): it lives "
+                    f"the tenant token cannot be kept in {place[0]} ({error.strerror}): it lives "
                     "as long as this process, and what is stored under it cannot be reached afterwards. Set "
                     "BLINDBOX_HOME to a folder that can be written, or pass your own Authorization.",
                     stacklevel=2,
                 )
-                self._known[path] = secrets.token_urlsafe(32)
-            return self._known[path]
-
-
-@lru_cache(maxsize=1024)
-def _path(folder: Path, origin: str) -> Path:
-    return places.file_for(folder, origin, "")
+                self._known[place] = secrets.token_urlsafe(32)
+            return self._known[place]
 
 
 STORE = TokenStore()

@@ -13,6 +13,7 @@ import http.client
 import socket
 import ssl
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -53,41 +54,16 @@ def http_reply(status: int, content_type: str, body: bytes, *, more: str = "", s
     return Reply([head.encode("latin-1") + body], stay)
 
 
-class Box:
-    """Listens on loopback; `answer` decides what each request gets."""
+class _Listener(ABC):
+    """A socket on loopback, and a thread for each connection to it."""
 
-    def __init__(
-        self, answer: Callable[[Asked], Reply] | None = None, *, tls: ssl.SSLContext | None = None
-    ) -> None:
-        self.answer = answer
-        self.tls = tls
-        self.asked: list[Asked] = []
-        self.connections = 0
+    def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
         self.port = int(self._listening.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
-    @property
-    def origin(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-
-    @property
-    def heard(self) -> bytes:
-        """Every byte that came in."""
-        return b"".join(asked.raw for asked in self.asked)
-
-    def handle(self, asked: Asked) -> Reply:
-        assert self.answer is not None
-        return self.answer(asked)
-
     def close(self) -> None:
         self._listening.close()
-        with self._lock:
-            for connection in self._open:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +81,44 @@ class Box:
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    @abstractmethod
+    def _serve(self, connection: socket.socket) -> None: ...
+
+
+class Box(_Listener):
+    """Listens on loopback; `answer` decides what each request gets."""
+
+    def __init__(
+        self, answer: Callable[[Asked], Reply] | None = None, *, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.answer = answer
+        self.tls = tls
+        self.asked: list[Asked] = []
+        self.connections = 0
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        super().__init__()
+
+    @property
+    def origin(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def heard(self) -> bytes:
+        """Every byte that came in."""
+        return b"".join(asked.raw for asked in self.asked)
+
+    def handle(self, asked: Asked) -> Reply:
+        assert self.answer is not None
+        return self.answer(asked)
+
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, connection: socket.socket) -> None:
         with self._lock:
@@ -235,33 +249,13 @@ class Relay(Box):
         return sum(1 for asked in self.asked if "/attestation" in asked.target)
 
 
-class Tunnel:
+class Tunnel(_Listener):
     """A CONNECT proxy that keeps what it was told in the clear."""
 
     def __init__(self) -> None:
         self.told: list[bytes] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.origin = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listening.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listening.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+        super().__init__()
+        self.origin = f"http://127.0.0.1:{self.port}"
 
     def _serve(self, connection: socket.socket) -> None:
         head = b""

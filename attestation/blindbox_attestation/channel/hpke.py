@@ -140,7 +140,19 @@ class Opener(OneOwner):
         return plaintext
 
 
-class SenderContext(Sealer):
+class _Exports:
+    """The half of a context that both ends have."""
+
+    __slots__ = ()
+
+    _exporter: _Exporter
+
+    def export(self, context: bytes, length: int) -> bytes:
+        """Return `length` bytes known to both ends, separate for each `context` (RFC 9180 §5.3)."""
+        return self._exporter.export(context, length)
+
+
+class SenderContext(Sealer, _Exports):
     """What a sender holds after `setup_sender` (RFC 9180 §5.2, §5.3)."""
 
     __slots__ = ("_exporter",)
@@ -149,12 +161,8 @@ class SenderContext(Sealer):
         super().__init__(schedule.aead, schedule.key, schedule.base_nonce)
         self._exporter = schedule.exporter
 
-    def export(self, context: bytes, length: int) -> bytes:
-        """Return `length` bytes known to both ends, separate for each `context` (RFC 9180 §5.3)."""
-        return self._exporter.export(context, length)
 
-
-class RecipientContext(Opener):
+class RecipientContext(Opener, _Exports):
     """What a recipient holds after `setup_recipient` (RFC 9180 §5.2, §5.3)."""
 
     __slots__ = ("_exporter",)
@@ -162,10 +170,6 @@ class RecipientContext(Opener):
     def __init__(self, schedule: _Schedule) -> None:
         super().__init__(schedule.aead, schedule.key, schedule.base_nonce)
         self._exporter = schedule.exporter
-
-    def export(self, context: bytes, length: int) -> bytes:
-        """Return `length` bytes known to both ends, separate for each `context` (RFC 9180 §5.3)."""
-        return self._exporter.export(context, length)
 
 
 class PrivateKey(OneOwner):
