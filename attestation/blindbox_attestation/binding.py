@@ -7,6 +7,8 @@ Both ends compute it here: the enclave to have it signed, the client to compare.
 from __future__ import annotations
 
 import hashlib
+import hmac
+from dataclasses import dataclass
 from typing import Final
 
 from .evidence import Transcript
@@ -16,6 +18,24 @@ _EVIDENCE_ID_LABEL: Final = b"blindbox/evidence-id/v1\x00"
 
 BINDING_SIZE: Final = 48
 REPORT_DATA_SIZE: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What genuine evidence has to carry, so that it is about this key and this question (SPEC §2.1)."""
+
+    digest: bytes  # B, 48 bytes
+    nonce: bytes  # 32 bytes, or none in the cached form
+    key_config: bytes
+
+    @classmethod
+    def of(cls, transcript: bytes, told: Transcript) -> Bound:
+        return cls(binding(transcript), told.nonce, told.key_config)
+
+
+def same(one: bytes, other: bytes) -> bool:
+    """Whether all bytes and the length are equal, in constant time."""
+    return hmac.compare_digest(one, other)
 
 
 def transcript_bytes(platform: str, transcript: Transcript) -> bytes:

@@ -9,6 +9,7 @@ today and have announced to refuse.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 BOOLEAN: Final = 0x01
@@ -45,7 +46,7 @@ class Reader:
         return self._at < len(self._data)
 
     def next_is(self, tag: int) -> bool:
-        return self.more and self._data[self._at] == tag
+        return self._at < len(self._data) and self._data[self._at] == tag
 
     def whole(self, tag: int) -> bytes:
         """The next element with its tag and length."""
@@ -56,16 +57,24 @@ class Reader:
 
     def take(self, tag: int) -> bytes:
         """The content of the next element."""
+        data, at = self._data, self._at
+        content, end = at + 2, len(data)
+        # Most elements are short: their length is one byte, and needs no arithmetic.
+        if content <= end and data[at] == tag and data[at + 1] < 0x80:
+            end = content + data[at + 1]
+            if end <= len(data):
+                self._at = end
+                return data[content:end]
         _, content, end = self._bounds(tag)
         self._at = end
-        return self._data[content:end]
+        return data[content:end]
 
     def inside(self, tag: int) -> Reader:
         """A reader of the next element's content."""
         return Reader(self.take(tag))
 
     def end(self) -> None:
-        if self.more:
+        if self._at < len(self._data):
             raise NotDer(f"{len(self._data) - self._at} bytes after the end")
 
     def integer(self) -> int:
@@ -98,20 +107,7 @@ class Reader:
 
     def oid(self) -> str:
         """X.690 §8.19, as dotted numbers."""
-        content = self.take(OBJECT_IDENTIFIER)
-        if not content or len(content) > _LONGEST_OID or content[-1] & 0x80:
-            raise NotDer("an OBJECT IDENTIFIER that is empty, too long or cut short")
-        arcs: list[int] = []
-        value, first = 0, True
-        for byte in content:
-            if first and byte == 0x80:
-                raise NotDer("an OBJECT IDENTIFIER that is not in its shortest form")
-            value, first = value << 7 | byte & 0x7F, not byte & 0x80
-            if first:
-                arcs.append(value)
-                value = 0
-        root = min(arcs[0] // 40, 2)
-        return ".".join(map(str, [root, arcs[0] - 40 * root, *arcs[1:]]))
+        return _dotted(self.take(OBJECT_IDENTIFIER))
 
     def text(self) -> str:
         """A UTF8String, PrintableString or IA5String."""
@@ -127,19 +123,7 @@ class Reader:
         """RFC 5280 §4.1.2.5: UTCTime until 2049, GeneralizedTime after it, both to the second and in Z."""
         short = self.next_is(UTC_TIME)
         content = self.take(UTC_TIME if short else GENERALIZED_TIME)
-        digits, zone = content[:-1], content[-1:]
-        if zone != b"Z" or len(digits) != (12 if short else 14) or not digits.isdigit():
-            raise NotDer("a time that is not to the second and in Z")
-        year = int(digits[:-10])
-        if short:
-            year += 1900 if year >= 50 else 2000
-        month, day, hour, minute, second = (
-            int(digits[at : at + 2]) for at in range(len(digits) - 10, len(digits), 2)
-        )
-        try:
-            return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
-        except ValueError as error:
-            raise NotDer(f"no such time: {error}") from error
+        return _moment(content, short)
 
     def _bounds(self, tag: int) -> tuple[int, int, int]:
         data, at = self._data, self._at
@@ -160,3 +144,37 @@ class Reader:
         if content + length > len(data):
             raise NotDer("cut short")
         return at, content, content + length
+
+
+@lru_cache(maxsize=256)  # a list withdraws many certificates at the same moment
+def _moment(content: bytes, short: bool) -> datetime:
+    digits, zone = content[:-1], content[-1:]
+    if zone != b"Z" or len(digits) != (12 if short else 14) or not digits.isdigit():
+        raise NotDer("a time that is not to the second and in Z")
+    year = int(digits[:-10])
+    if short:
+        year += 1900 if year >= 50 else 2000
+    month, day, hour, minute, second = (
+        int(digits[at : at + 2]) for at in range(len(digits) - 10, len(digits), 2)
+    )
+    try:
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError as error:
+        raise NotDer(f"no such time: {error}") from error
+
+
+@lru_cache(maxsize=256)  # the same few stand in every certificate
+def _dotted(content: bytes) -> str:
+    if not content or len(content) > _LONGEST_OID or content[-1] & 0x80:
+        raise NotDer("an OBJECT IDENTIFIER that is empty, too long or cut short")
+    arcs: list[int] = []
+    value, first = 0, True
+    for byte in content:
+        if first and byte == 0x80:
+            raise NotDer("an OBJECT IDENTIFIER that is not in its shortest form")
+        value, first = value << 7 | byte & 0x7F, not byte & 0x80
+        if first:
+            arcs.append(value)
+            value = 0
+    root = min(arcs[0] // 40, 2)
+    return ".".join(map(str, [root, arcs[0] - 40 * root, *arcs[1:]]))

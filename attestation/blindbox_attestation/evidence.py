@@ -17,7 +17,7 @@ from .errors import MalformedEvidence
 
 MEDIA_TYPE: Final = "application/blindbox-attestation+json"
 MAX_DOCUMENT: Final = 256 * 1024
-MAX_ENDORSEMENTS: Final = 64 * 1024  # all together
+MAX_ENDORSEMENTS: Final = 144 * 1024  # all together; a boot's event log alone may be 64 KiB
 MAX_KEY_CONFIG: Final = 64 * 1024
 VERSION: Final = 1
 PROFILE: Final = "blindbox/1"
@@ -31,9 +31,20 @@ FRESH: Final = 1  # with the caller's nonce
 CACHED: Final = 2  # without one
 
 SEV_SNP: Final = "sev-snp"
+TDX: Final = "tdx"
+AZURE_SNP: Final = "az-snp-vtpm"
+AZURE_TDX: Final = "az-tdx-vtpm"
+CONFIDENTIAL_SPACE: Final = "gcp-confidential-space"
+NITRO: Final = "nitro"
+TPM: Final = "tpm"
 SIMULATED: Final = "simulated"
 
-ENDORSEMENTS: Final = ("vcek", "vlek", "ask", "asvk", "ark", "crl")
+CERTIFICATES: Final = ("vcek", "vlek", "ask", "asvk", "ark", "crl")  # DER
+COLLATERAL: Final = "collateral"  # Intel's, as JSON: SPEC §4.3
+EVENT_LOG: Final = "event_log"  # of the boot, as the firmware wrote it: SPEC §4.4
+AK_CHAIN: Final = "ak_chain"  # the attestation key's certificates, DER after DER, leaf first: SPEC §4.4
+
+ENDORSEMENTS: Final = (*CERTIFICATES, COLLATERAL, EVENT_LOG, AK_CHAIN)
 
 _LAST_SECOND: Final = 253402300799  # of the year 9999
 

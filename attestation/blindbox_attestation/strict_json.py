@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 MAX_DEPTH = 8
@@ -19,7 +19,8 @@ MAX_DIGITS = 19  # of an integer: 64 bits
 Object = dict[str, Any]
 
 # A string is skipped in one go, closed or not, so that the scan stays linear.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?+|[\[\]{}]', re.DOTALL)
+_ALL_BUT_BRACKETS = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?+)++', re.DOTALL)
+_DEEPER = {"{": 1, "[": 1, "}": -1, "]": -1}
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 
 
@@ -31,17 +32,17 @@ class JsonRefused(ValueError):
         self.code = code
 
 
-def parse(data: bytes) -> Object:
-    """One JSON object in UTF-8, nothing after it, no deeper than `MAX_DEPTH`, integers only."""
+def parse(data: bytes, *, deepest: int = MAX_DEPTH) -> Object:
+    """One JSON object in UTF-8, nothing after it, no deeper than `deepest`, integers only."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise JsonRefused(f"not UTF-8: {error.reason}", "malformed-json") from error
     depth = 0
-    for found in _STRING_OR_BRACKET.finditer(text):
-        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(found[0], 0)
-        if depth > MAX_DEPTH:
-            raise JsonRefused(f"nested deeper than {MAX_DEPTH}", "malformed-json")
+    for bracket in _ALL_BUT_BRACKETS.sub("", text):
+        depth += _DEEPER[bracket]
+        if depth > deepest:
+            raise JsonRefused(f"nested deeper than {deepest}", "malformed-json")
     try:
         value = json.loads(
             text,
@@ -133,12 +134,14 @@ def dump(value: Object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
-def _unique(pairs: Iterable[tuple[str, Any]]) -> Object:
-    found: Object = {}
-    for key, value in pairs:
-        if key in found:
-            raise JsonRefused(f"the key {key[:64]!a} is there twice", "malformed-json")
-        found[key] = value
+def _unique(pairs: list[tuple[str, Any]]) -> Object:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise JsonRefused(f"the key {key[:64]!a} is there twice", "malformed-json")
+            seen.add(key)
     return found
 
 

@@ -2,23 +2,25 @@
 X.509 certificates and revocation lists: from bytes to frozen values, and one signature check.
 
 This module reads, and checks one signature at a time; which certificate may vouch for which is decided in
-`chain.py` of each platform. Only what hardware vendors use is read (RFC 5280): an unknown critical extension,
-a second extension of one kind, or DER with a second spelling is refused.
+`chain.py` of each platform. How a certificate has to be signed is the caller's to say, as a `Scheme`; what
+it says of itself is only compared with that. Only what hardware vendors use is read (RFC 5280): an unknown
+critical extension, a second extension of one kind, or DER with a second spelling is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS, PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from .der import OCTET_STRING, SEQUENCE, SET, NotDer, Reader
@@ -41,12 +43,53 @@ PSS_SHA384: Final = frozenset(
 
 SALT_SIZE: Final = 48
 
+ECDSA_SHA384: Final = frozenset({bytes.fromhex("300a06082a8648ce3d040303")})  # RFC 5758 §3.2
+PKCS1_SHA256: Final = frozenset({bytes.fromhex("300d06092a864886f70d01010b0500")})  # RFC 4055 §5
+
+SMALLEST_RSA: Final = 2048
+
 _BASIC_CONSTRAINTS = "2.5.29.19"
 _KEY_USAGE = "2.5.29.15"
 _UNDERSTOOD = frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE})
 _COMMON_NAME = "2.5.4.3"
-_KEY_CERT_SIGN = 1 << 15 - 5  # RFC 5280 §4.2.1.3: bits 5 and 6
+_DIGITAL_SIGNATURE = 1 << 15  # RFC 5280 §4.2.1.3: bits 0, 5 and 6
+_KEY_CERT_SIGN = 1 << 15 - 5
 _CRL_SIGN = 1 << 15 - 6
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """The one way in which a vendor signs: key, padding and hash, all fixed beforehand."""
+
+    name: str
+    spellings: frozenset[bytes]  # DER of the AlgorithmIdentifier
+    verify: Callable[[PublicKey, bytes, bytes], bool]  # (key, signature, content); may raise InvalidSignature
+
+
+def _rsa_4096_pss_sha384(key: PublicKey, signature: bytes, content: bytes) -> bool:
+    if not isinstance(key, RSAPublicKey) or key.key_size != 4096:
+        return False
+    key.verify(signature, content, PSS(MGF1(SHA384()), SALT_SIZE), SHA384())
+    return True
+
+
+def _p384_sha384(key: PublicKey, signature: bytes, content: bytes) -> bool:
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
+        return False
+    key.verify(signature, content, ECDSA(SHA384()))
+    return True
+
+
+def _rsa_pkcs1_sha256(key: PublicKey, signature: bytes, content: bytes) -> bool:
+    if not isinstance(key, RSAPublicKey) or key.key_size < SMALLEST_RSA:
+        return False
+    key.verify(signature, content, PKCS1v15(), SHA256())
+    return True
+
+
+RSA_4096_PSS_SHA384: Final = Scheme("RSA-4096 PSS SHA-384", PSS_SHA384, _rsa_4096_pss_sha384)  # AMD
+P384_SHA384: Final = Scheme("ECDSA P-384 SHA-384", ECDSA_SHA384, _p384_sha384)  # AWS Nitro
+RSA_PKCS1_SHA256: Final = Scheme("RSA PKCS #1 v1.5 SHA-256", PKCS1_SHA256, _rsa_pkcs1_sha256)  # Google
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +100,12 @@ class Signed:
     algorithm: bytes  # DER of the AlgorithmIdentifier
     signature: bytes
 
-    def is_signed_by(self, issuer: PublicKey) -> bool:
-        """RSA-4096, RSASSA-PSS, SHA-384, salt 48, and nothing else."""
-        if (
-            self.algorithm not in PSS_SHA384
-            or not isinstance(issuer, RSAPublicKey)
-            or issuer.key_size != 4096
-        ):
-            return False
+    def is_signed_by(self, issuer: PublicKey, scheme: Scheme = RSA_4096_PSS_SHA384) -> bool:
+        """Whether the issuer's key signed it in this way, and in no other."""
         try:
-            issuer.verify(self.signature, self.content, PSS(MGF1(SHA384()), SALT_SIZE), SHA384())
+            return self.algorithm in scheme.spellings and scheme.verify(issuer, self.signature, self.content)
         except InvalidSignature:
             return False
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +125,7 @@ class Certificate:
     path_length: int | None
     may_sign_certificates: bool
     may_sign_crls: bool
+    may_sign_data: bool  # says so, or does not say what its key is for
     extensions: Mapping[str, bytes]  # by dotted OID, all that this module does not interpret itself
 
     @classmethod
@@ -129,7 +166,7 @@ class RevocationList:
                 revoked.add(entry.integer())
                 entry.time()
                 if entry.more:
-                    _extensions(entry.inside(SEQUENCE), understood=frozenset())
+                    _of_an_entry(entry.take(SEQUENCE))
                 entry.end()
         if content.more:
             wrapper = content.inside(0xA0)
@@ -138,6 +175,11 @@ class RevocationList:
             wrapper.end()
         content.end()
         return cls(signed, issuer, this_update, next_update, frozenset(revoked))
+
+
+@lru_cache(maxsize=64)  # mostly one reason, for all entries
+def _of_an_entry(extensions: bytes) -> None:
+    _extensions(Reader(extensions), understood=frozenset())
 
 
 def _outer(der: bytes) -> tuple[Reader, Signed]:
@@ -179,7 +221,8 @@ def _certificate(der: bytes) -> Certificate:
         wrapper.end()
     content.end()
     is_authority, path_length = _basic_constraints(extensions.pop(_BASIC_CONSTRAINTS, None))
-    usage = _key_usage(extensions.pop(_KEY_USAGE, None))
+    stated_usage = extensions.pop(_KEY_USAGE, None)
+    usage = _key_usage(stated_usage)
     return Certificate(
         der=der,
         signed=signed,
@@ -194,6 +237,7 @@ def _certificate(der: bytes) -> Certificate:
         path_length=path_length,
         may_sign_certificates=bool(usage & _KEY_CERT_SIGN),
         may_sign_crls=bool(usage & _CRL_SIGN),
+        may_sign_data=stated_usage is None or bool(usage & _DIGITAL_SIGNATURE),
         extensions=MappingProxyType(extensions),
     )
 
