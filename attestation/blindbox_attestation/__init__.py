@@ -8,6 +8,7 @@ it judges by; the sealed channel is in `channel`.
 
 from __future__ import annotations
 
+from .azure.policy import AzureSnpPolicy, AzureTdxPolicy
 from .errors import (
     AttestationError,
     BlindBoxError,
@@ -25,21 +26,34 @@ from .errors import (
     UnboundKey,
     UntrustedEvidence,
 )
-from .policy import Policy
+from .gcp.policy import GcpPolicy
+from .nitro.policy import NitroPolicy
+from .policy import AllOf, AnyOf, Policy
 from .simulated import UnsafeSimulatedPolicy, UnsafeSimulationWarning
 from .snp.policy import MilanWarning, SnpPolicy
 from .snp.tcb import Tcb
+from .tdx.policy import TdxPolicy
 from .verify import Step, Verified, verify
+from .vtpm.boot import EventRule, MeasuredBoot
+from .vtpm.policy import TpmPolicy
 
 __all__ = [
+    "AllOf",
+    "AnyOf",
     "AttestationError",
+    "AzureSnpPolicy",
+    "AzureTdxPolicy",
     "BlindBoxError",
     "DebugAllowed",
+    "EventRule",
+    "GcpPolicy",
     "InvalidPolicy",
     "MalformedEvidence",
     "MalformedMessage",
+    "MeasuredBoot",
     "MeasurementMismatch",
     "MilanWarning",
+    "NitroPolicy",
     "PlatformNotAccepted",
     "Policy",
     "PolicyRefused",
@@ -49,6 +63,8 @@ __all__ = [
     "Step",
     "Tcb",
     "TcbTooOld",
+    "TdxPolicy",
+    "TpmPolicy",
     "TruncatedMessage",
     "UnboundKey",
     "UnsafeSimulatedPolicy",

@@ -1,51 +1,82 @@
 """
 What a caller accepts, of every platform: a policy says yes to what it names.
 
-This module holds the policy and its JSON form; the checks are beside each platform (`snp/policy.py`). There
-is no default policy, no field accepts by being left out, and nothing in JSON can name a root or accept
-simulated evidence.
+This module holds the policy, its two compositions and their JSON; what is asked of one platform, and the
+checks, are beside that platform (`snp/policy.py`, `snp/policy_json.py`). There is no default policy, no field
+accepts by being left out, and nothing in JSON can name a root or accept simulated evidence.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Self, TypeAlias
 
 from . import strict_json
+from .azure import policy_json as azure_json
+from .azure.policy import AzureSnpPolicy, AzureTdxPolicy
 from .development_chain import DEVELOPMENT_ROOT
 from .errors import InvalidPolicy
-from .roots import AMD_ROOTS
+from .gcp import policy_json as gcp_json
+from .gcp.policy import GcpPolicy
+from .nitro import policy_json as nitro_json
+from .nitro.policy import NitroPolicy
+from .platforms import KEYS
+from .policy_digest import digest_of, spelled
+from .policy_form import Form
+from .snp import policy_json as snp_json
 from .snp.policy import SnpPolicy
-from .snp.tcb import LAYOUTS, Tcb
+from .tdx import policy_json as tdx_json
+from .tdx.policy import TdxPolicy
+from .vtpm import policy_json as vtpm_json
+from .vtpm.policy import TpmPolicy
 
 VERSION: Final = 1
 MAX_POLICY: Final = 1024 * 1024
+MAX_DEPTH: Final = 12  # of the JSON
+DEEPEST: Final = 2
+"""An `AnyOf` of `AllOf`s of policies, or the other way round, and no deeper."""
 
 LONGEST_AGE: Final = timedelta(hours=24)  # a key does not live longer: SPEC §3
 LONGEST_SKEW: Final = timedelta(hours=1)
 
-_POLICY_LABEL: Final = b"blindbox/policy/v1\x00"
+_LABEL: Final = b"blindbox/policy/v2\x00"
 
-_SNP_SETS: Final = {
-    "chip_ids": (64, 8),
-    "id_key_digests": (48,),
-    "author_key_digests": (48,),
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a policy may say about one platform: the object, and its JSON."""
+
+    kind: type
+    forms: Mapping[str, Form]
+    schema: strict_json.Object
+    read: Callable[[object, str], Any]
+    write: Callable[[Any], strict_json.Object]
+
+
+PARTS: Final[Mapping[str, Part]] = {
+    "snp": Part(SnpPolicy, snp_json.FORMS, snp_json.SCHEMA, snp_json.read, snp_json.write),
+    "tdx": Part(TdxPolicy, tdx_json.FORMS, tdx_json.SCHEMA, tdx_json.read, tdx_json.write),
+    "azure_snp": Part(
+        AzureSnpPolicy,
+        azure_json.SNP_FORMS,
+        azure_json.SNP_SCHEMA,
+        azure_json.read_snp,
+        azure_json.write_snp,
+    ),
+    "azure_tdx": Part(
+        AzureTdxPolicy,
+        azure_json.TDX_FORMS,
+        azure_json.TDX_SCHEMA,
+        azure_json.read_tdx,
+        azure_json.write_tdx,
+    ),
+    "gcp": Part(GcpPolicy, gcp_json.FORMS, gcp_json.SCHEMA, gcp_json.read, gcp_json.write),
+    "nitro": Part(NitroPolicy, nitro_json.FORMS, nitro_json.SCHEMA, nitro_json.read, nitro_json.write),
+    "tpm": Part(TpmPolicy, vtpm_json.FORMS, vtpm_json.SCHEMA, vtpm_json.read, vtpm_json.write),
 }
-_SNP_OPTIONAL: Final = (
-    "vmpl",
-    "signing_keys",
-    *_SNP_SETS,
-    "host_data",
-    "minimum_guest_svn",
-    "allow_smt",
-    "allow_masked_chip_id",
-    "platform_info_required",
-    "platform_info_forbidden",
-    "revocation",
-)
+"""Key of a policy → what stands there. The keys are those of `platforms.KEYS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,84 +88,265 @@ class Policy:
     again; `accept_cached` also takes evidence without a nonce of one's own (SPEC §2.1, form 2).
     """
 
-    snp: SnpPolicy | None
+    snp: SnpPolicy | None = None
+    tdx: TdxPolicy | None = None
+    azure_snp: AzureSnpPolicy | None = None
+    azure_tdx: AzureTdxPolicy | None = None
+    gcp: GcpPolicy | None = None
+    nitro: NitroPolicy | None = None
+    tpm: TpmPolicy | None = None
     accept_cached: bool = False
     max_age: timedelta = timedelta(minutes=10)
     clock_skew: timedelta = timedelta(minutes=5)
-    digest: bytes = field(
-        init=False, repr=False, compare=False
-    )  # 32 bytes: equal policies and no others share it
+    digest: bytes = field(init=False, repr=False, compare=False)  # equal policies and no others share it
 
     def __post_init__(self) -> None:
-        if not isinstance(self.snp, SnpPolicy):
+        for key, known in PARTS.items():
+            part = getattr(self, key)
+            if part is not None and not isinstance(part, known.kind):
+                raise InvalidPolicy(f"{key} is a {type(part).__name__}, expected {known.kind.__name__}(…)")
+        if not self.keys:
             raise InvalidPolicy(
-                "the policy names no platform, so it would accept nobody; give snp=SnpPolicy(…)"
+                f"the policy names no platform, so it would accept nobody; give one of {', '.join(PARTS)}"
             )
-        if DEVELOPMENT_ROOT in self.snp.roots:
-            raise InvalidPolicy("the development root proves nothing; only UnsafeSimulatedPolicy may name it")
         check_times(self.accept_cached, self.max_age, self.clock_skew)
-        object.__setattr__(self, "digest", digest_of(_POLICY_LABEL, self._to_object(roots=True)))
+        if DEVELOPMENT_ROOT.hex() in spelled(self):
+            raise InvalidPolicy("the development root proves nothing; only UnsafeSimulatedPolicy may name it")
+        object.__setattr__(self, "digest", digest_of(_LABEL, self))
 
     def __hash__(self) -> int:
         return hash(self.digest)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The platforms that are named, by their keys in a policy."""
+        return tuple(key for key in PARTS if getattr(self, key) is not None)
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """The platforms that are named, as a document calls them."""
+        return tuple(KEYS[key].name for key in self.keys)
+
+    def part(self, key: str) -> Any | None:
+        """What is asked of the platform with this key; None if the policy does not name it."""
+        return getattr(self, key) if key in PARTS else None
+
     def with_host_data(self, host_data: bytes) -> Policy:
-        """The same policy, and besides: launched with exactly this HOST_DATA (32 bytes)."""
-        assert self.snp is not None
-        return replace(self, snp=replace(self.snp, host_data=host_data))
+        """
+        The same policy, and besides: launched with exactly this HOST_DATA (32 bytes).
+
+        A platform that cannot promise that is named no more.
+        """
+        changed: dict[str, Any] = dict.fromkeys(self.keys)
+        for key in self.keys:
+            if hasattr(PARTS[key].kind, "with_host_data"):
+                changed[key] = getattr(self, key).with_host_data(host_data)
+        if not any(changed.values()):
+            raise _no_host_data(self)
+        return replace(self, **changed)
+
+    def with_tcb_evaluation_floor(self, number: int) -> Policy:
+        """The same policy, with Intel's collateral no older than this evaluation data number."""
+        changed: dict[str, Any] = {
+            key: getattr(self, key).with_tcb_evaluation_floor(number)
+            for key in self.keys
+            if hasattr(PARTS[key].kind, "with_tcb_evaluation_floor")
+        }
+        return replace(self, **changed) if changed else self
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Policy:
         """Read a policy. An unknown key is an error: it is most likely a misspelt wish."""
-        try:
-            data = text.encode("utf-8") if isinstance(text, str) else text
-        except UnicodeEncodeError as error:
-            raise InvalidPolicy("the policy is not UTF-8") from error
-        if len(data) > MAX_POLICY:
-            raise InvalidPolicy(f"the policy is {len(data)} bytes, at most {MAX_POLICY} are read")
-        try:
-            return cls._read(strict_json.parse(data))
-        except strict_json.JsonRefused as error:
-            raise InvalidPolicy(f"the policy: {error}") from error
-
-    @classmethod
-    def _read(cls, value: strict_json.Object) -> Policy:
-        told = strict_json.fields(
-            value,
-            "the policy",
-            ("version", "snp"),
-            ("accept_cached", "max_age_seconds", "clock_skew_seconds"),
-        )
-        strict_json.integer(told["version"], "version", VERSION, VERSION)
-        times: dict[str, Any] = {}
-        if "accept_cached" in told:
-            times["accept_cached"] = strict_json.boolean(told["accept_cached"], "accept_cached")
-        for name, key, most in (
-            ("max_age", "max_age_seconds", LONGEST_AGE),
-            ("clock_skew", "clock_skew_seconds", LONGEST_SKEW),
-        ):
-            if key in told:
-                seconds = strict_json.integer(told[key], key, 0, int(most.total_seconds()))
-                times[name] = timedelta(seconds=seconds)
-        return cls(snp=_read_snp(told["snp"]), **times)
+        policy = read(text)
+        if not isinstance(policy, Policy):
+            raise InvalidPolicy("these are several policies in one; read them with policy.read")
+        return policy
 
     def to_json(self) -> str:
         """The policy as text; `from_json` reads the same policy back."""
-        assert self.snp is not None
-        if self.snp.roots != AMD_ROOTS:
-            raise InvalidPolicy("a policy with roots of its own has no JSON form")
-        if self.max_age.microseconds or self.clock_skew.microseconds:
-            raise InvalidPolicy("a policy in JSON counts whole seconds")
-        return strict_json.dump(self._to_object(roots=False)).decode("ascii")
+        return _to_json(self)
 
-    def _to_object(self, *, roots: bool) -> strict_json.Object:
-        assert self.snp is not None
-        value = {"version": VERSION, "snp": snp_object(self.snp, roots=roots), **times_object(self)}
-        if not roots:
-            value["max_age_seconds"] = int(self.max_age.total_seconds())
-            value["clock_skew_seconds"] = int(self.clock_skew.total_seconds())
-            del value["max_age_microseconds"], value["clock_skew_microseconds"]
-        return value
+
+@dataclass(frozen=True, slots=True)
+class _Several:
+    """What `AnyOf` and `AllOf` have in common. Of their policies' times, the strictest counts for all."""
+
+    policies: Sequence[AnyKind]
+    digest: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not isinstance(self.policies, list | tuple) or not self.policies:
+            raise InvalidPolicy(f"{name} takes a list of policies, one at least")
+        for one in self.policies:
+            if not isinstance(one, Policy | AnyOf | AllOf):
+                raise InvalidPolicy(f"{name} takes policies, not a {type(one).__name__}")
+        object.__setattr__(self, "policies", tuple(self.policies))
+        if _depth(self) > DEEPEST:
+            raise InvalidPolicy(f"policies within policies, more than {DEEPEST} deep")
+        if not self.platforms:
+            raise InvalidPolicy("no platform is named by all of the policies, so they would accept nobody")
+        object.__setattr__(self, "digest", digest_of(_LABEL, self))
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """The platforms that may be accepted, as a document calls them."""
+        raise NotImplementedError
+
+    @property
+    def accept_cached(self) -> bool:
+        return all(one.accept_cached for one in self.policies)
+
+    @property
+    def max_age(self) -> timedelta:
+        return min(one.max_age for one in self.policies)
+
+    @property
+    def clock_skew(self) -> timedelta:
+        return min(one.clock_skew for one in self.policies)
+
+    def with_tcb_evaluation_floor(self, number: int) -> Self:
+        """The same policies, with Intel's collateral no older than this evaluation data number."""
+        return replace(self, policies=[one.with_tcb_evaluation_floor(number) for one in self.policies])
+
+    def to_json(self) -> str:
+        """The policies as text; `read` reads the same back."""
+        return _to_json(self)
+
+
+class AnyOf(_Several):
+    """A machine is accepted if one of these policies accepts it."""
+
+    __slots__ = ()
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for one in self.policies for name in one.platforms))
+
+    def with_host_data(self, host_data: bytes) -> AnyOf:
+        """Those of the policies that can ask for exactly this HOST_DATA (32 bytes), and do."""
+        able = [one.with_host_data(host_data) for one in self.policies if _has_host_data(one)]
+        if not able:
+            raise _no_host_data(self)
+        return AnyOf(able)
+
+
+class AllOf(_Several):
+    """A machine is accepted if every one of these policies accepts it."""
+
+    __slots__ = ()
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        first, *others = (one.platforms for one in self.policies)
+        return tuple(name for name in first if all(name in other for other in others))
+
+    def with_host_data(self, host_data: bytes) -> AllOf:
+        """The same policies, and besides: launched with exactly this HOST_DATA (32 bytes)."""
+        return AllOf([one.with_host_data(host_data) for one in self.policies])
+
+
+AnyKind: TypeAlias = Policy | AnyOf | AllOf
+"""What a policy file may hold."""
+
+_WORDS: Final[Mapping[str, type[AnyOf | AllOf]]] = {"any_of": AnyOf, "all_of": AllOf}
+
+
+def _depth(policy: object) -> int:
+    return 1 + max(map(_depth, policy.policies)) if isinstance(policy, _Several) else 0
+
+
+def _has_host_data(policy: AnyKind) -> bool:
+    if isinstance(policy, Policy):
+        return any(hasattr(PARTS[key].kind, "with_host_data") for key in policy.keys)
+    return (any if isinstance(policy, AnyOf) else all)(map(_has_host_data, policy.policies))
+
+
+def _no_host_data(policy: AnyKind) -> InvalidPolicy:
+    named = ", ".join(policy.platforms)
+    return InvalidPolicy(f"the policy names {named}, and none of these has host data; SEV-SNP has")
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------
+
+
+_SECONDS: Final = {
+    "max_age_seconds": ("max_age", LONGEST_AGE),
+    "clock_skew_seconds": ("clock_skew", LONGEST_SKEW),
+}
+
+
+def read(text: str | bytes) -> AnyKind:
+    """The policy in a text, of any kind. An unknown key is an error: it is most likely a misspelt wish."""
+    try:
+        data = text.encode("utf-8") if isinstance(text, str) else text
+    except UnicodeEncodeError as error:
+        raise InvalidPolicy("the policy is not UTF-8") from error
+    if len(data) > MAX_POLICY:
+        raise InvalidPolicy(f"the policy is {len(data)} bytes, at most {MAX_POLICY} are read")
+    try:
+        told = strict_json.parse(data, deepest=MAX_DEPTH)
+        if "version" not in told:
+            raise InvalidPolicy(f"the policy has no 'version'; this verifier reads version {VERSION}")
+        strict_json.integer(told.pop("version"), "version", VERSION, VERSION)
+        return _read(told, "the policy")
+    except strict_json.JsonRefused as error:
+        raise InvalidPolicy(f"the policy: {error}") from error
+
+
+def _read(value: object, where: str) -> AnyKind:
+    for word, kind in _WORDS.items():
+        if isinstance(value, dict) and word in value:
+            several = strict_json.items(strict_json.fields(value, where, (word,))[word], f"{where}: {word}")
+            return kind([_read(one, f"{where}: {word}[{number}]") for number, one in enumerate(several)])
+    told = strict_json.fields(value, where, (), (*PARTS, "accept_cached", *_SECONDS))
+    wishes: dict[str, Any] = {
+        key: part.read(told[key], f"{where}: {key}") for key, part in PARTS.items() if key in told
+    }
+    if "accept_cached" in told:
+        wishes["accept_cached"] = strict_json.boolean(told["accept_cached"], f"{where}: accept_cached")
+    for key, (name, most) in _SECONDS.items():
+        if key in told:
+            seconds = strict_json.integer(told[key], f"{where}: {key}", 0, int(most.total_seconds()))
+            wishes[name] = timedelta(seconds=seconds)
+    return Policy(**wishes)
+
+
+def _to_json(policy: Policy | _Several) -> str:
+    return strict_json.dump({"version": VERSION, **_written(policy)}).decode("ascii")
+
+
+def _written(policy: Policy | _Several) -> strict_json.Object:
+    for word, kind in _WORDS.items():
+        if isinstance(policy, kind):
+            return {word: [_written(one) for one in policy.policies]}
+    assert isinstance(policy, Policy)
+    if policy.max_age.microseconds or policy.clock_skew.microseconds:
+        raise InvalidPolicy("a policy in JSON counts whole seconds")
+    value: strict_json.Object = {}
+    for key in policy.keys:
+        part = getattr(policy, key)
+        if _has_own_roots(part):
+            raise InvalidPolicy("a policy with roots of its own has no JSON form")
+        value[key] = PARTS[key].write(part)
+    value["accept_cached"] = policy.accept_cached
+    for key, (name, _) in _SECONDS.items():
+        value[key] = int(getattr(policy, name).total_seconds())
+    return value
+
+
+def _has_own_roots(part: Any) -> bool:
+    """Whether it, or a part within it, trusts other roots than the pinned ones."""
+    for one in fields(part):
+        value = getattr(part, one.name)
+        if one.name == "roots" and one.default_factory is not MISSING and value != one.default_factory():
+            return True
+        if is_dataclass(value) and _has_own_roots(value):
+            return True
+    return False
 
 
 def check_times(accept_cached: object, max_age: object, clock_skew: object) -> None:
@@ -144,93 +356,3 @@ def check_times(accept_cached: object, max_age: object, clock_skew: object) -> N
     for name, value, most in (("max_age", max_age, LONGEST_AGE), ("clock_skew", clock_skew, LONGEST_SKEW)):
         if not isinstance(value, timedelta) or not timedelta(0) <= value <= most:
             raise InvalidPolicy(f"{name} is {value!r}, expected a timedelta of 0 to {most}")
-
-
-def times_object(policy: Any) -> strict_json.Object:
-    return {
-        "accept_cached": policy.accept_cached,
-        "max_age_microseconds": policy.max_age // timedelta(microseconds=1),
-        "clock_skew_microseconds": policy.clock_skew // timedelta(microseconds=1),
-    }
-
-
-def digest_of(label: bytes, value: strict_json.Object) -> bytes:
-    return hashlib.sha256(label + strict_json.dump(value)).digest()
-
-
-def snp_object(snp: SnpPolicy, *, roots: bool) -> strict_json.Object:
-    """An SNP policy as JSON values in one fixed order; with its roots only for a digest."""
-    value: strict_json.Object = {
-        "measurements": _sorted_hex(snp.measurements),
-        "minimum_tcb": {
-            family: {part: getattr(floor, part) for part in LAYOUTS[family]}
-            for family, floor in sorted(snp.minimum_tcb.items())
-        },
-        "vmpl": snp.vmpl,
-        "signing_keys": sorted(snp.signing_keys),
-    }
-    for name in _SNP_SETS:
-        if (values := getattr(snp, name)) is not None:
-            value[name] = _sorted_hex(values)
-    if snp.host_data is not None:
-        value["host_data"] = snp.host_data.hex()
-    for name in (
-        "minimum_guest_svn",
-        "allow_smt",
-        "allow_masked_chip_id",
-        "platform_info_required",
-        "platform_info_forbidden",
-        "revocation",
-    ):
-        value[name] = getattr(snp, name)
-    if roots:
-        value["roots"] = {fingerprint.hex(): family for fingerprint, family in sorted(snp.roots.items())}
-    return value
-
-
-def _sorted_hex(values: Any) -> list[str]:
-    return sorted(value.hex() for value in values)
-
-
-def _read_snp(value: object) -> SnpPolicy:
-    told = strict_json.fields(value, "snp", ("measurements", "minimum_tcb"), _SNP_OPTIONAL)
-    readers: Mapping[str, Callable[[object, str], Any]] = {
-        "vmpl": lambda found, where: strict_json.integer(found, where, 0, 3),
-        "signing_keys": _read_names,
-        **{name: _hex_set(sizes) for name, sizes in _SNP_SETS.items()},
-        "host_data": lambda found, where: strict_json.from_hex(found, where, (32,)),
-        "minimum_guest_svn": lambda found, where: strict_json.integer(found, where, 0, (1 << 32) - 1),
-        "allow_smt": strict_json.boolean,
-        "allow_masked_chip_id": strict_json.boolean,
-        "platform_info_required": lambda found, where: strict_json.integer(found, where, 0, (1 << 63) - 1),
-        "platform_info_forbidden": lambda found, where: strict_json.integer(found, where, 0, (1 << 63) - 1),
-        "revocation": strict_json.text,
-    }
-    wishes: dict[str, Any] = {name: readers[name](told[name], name) for name in _SNP_OPTIONAL if name in told}
-    return SnpPolicy(
-        measurements=_hex_set((48,))(told["measurements"], "measurements"),
-        minimum_tcb=_read_floors(told["minimum_tcb"]),
-        **wishes,
-    )
-
-
-def _read_names(value: object, where: str) -> frozenset[str]:
-    return frozenset(strict_json.text(name, where) for name in strict_json.items(value, where))
-
-
-def _hex_set(sizes: tuple[int, ...]) -> Callable[[object, str], frozenset[bytes]]:
-    def read(value: object, where: str) -> frozenset[bytes]:
-        return frozenset(strict_json.from_hex(one, where, sizes) for one in strict_json.items(value, where))
-
-    return read
-
-
-def _read_floors(value: object) -> dict[str, Tcb]:
-    floors: dict[str, Tcb] = {}
-    for family, floor in strict_json.fields(value, "minimum_tcb", (), tuple(LAYOUTS)).items():
-        where = f"minimum_tcb of {family}"
-        parts = strict_json.fields(floor, where, tuple(LAYOUTS[family]))
-        floors[family] = Tcb(
-            **{part: strict_json.integer(found, where, 0, 255) for part, found in parts.items()}
-        )
-    return floors

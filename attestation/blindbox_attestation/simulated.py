@@ -27,7 +27,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from .development_chain import ARK, ASK, CHIP_ID, CRL, DEVELOPMENT_ROOT, PUBLIC_PRIVATE_KEY, VCEK
-from .policy import check_times, digest_of, snp_object, times_object
+from .policy import check_times
+from .policy_digest import digest_of
 from .snp.policy import MUST_BE_ONE, SMT_ALLOWED, SnpPolicy
 from .snp.report import ECDSA_P384_SHA384, SIGNED_SIZE, Report
 from .snp.tcb import GENOA, Tcb
@@ -73,8 +74,7 @@ class UnsafeSimulatedPolicy:
         check_times(self.accept_cached, self.max_age, self.clock_skew)
         object.__setattr__(self, "measurements", snp.measurements)
         object.__setattr__(self, "snp", snp)
-        value = {"snp": snp_object(snp, roots=True), **times_object(self)}
-        object.__setattr__(self, "digest", digest_of(_POLICY_LABEL, value))
+        object.__setattr__(self, "digest", digest_of(_POLICY_LABEL, self))
         warnings.warn(
             "UnsafeSimulatedPolicy accepts machines that prove nothing: "
             "whoever runs them can read all that is sent",

@@ -7,26 +7,30 @@ evidence means is in the platform's own package; nothing is fetched, and nobody 
 
 from __future__ import annotations
 
-import hmac
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final, TypeAlias
 
-from . import snp
-from .binding import binding, evidence_id, report_data, transcript_bytes
-from .errors import InvalidPolicy, PlatformNotAccepted, PolicyRefused, UnboundKey
-from .evidence import CACHED, FRESH, NONCE_SIZE, SEV_SNP, SIMULATED, AttestationDocument, Transcript
-from .policy import Policy
+from .binding import Bound, evidence_id, same, transcript_bytes
+from .errors import AttestationError, InvalidPolicy, PlatformNotAccepted, PolicyRefused, UnboundKey
+from .evidence import CACHED, FRESH, NONCE_SIZE, SIMULATED, AttestationDocument, Transcript
+from .platforms import PLATFORMS, SIMULATION, Claims, Platform
+from .policy import AllOf, AnyOf, Policy
 from .simulated import UnsafeSimulatedPolicy
-from .snp.claims import SnpClaims
-from .snp.policy import SnpPolicy
-from .steps import Step
+from .steps import Check, Outcome, Step
 from .walk import Finding, Walk
 
-__all__ = ["Step", "Verified", "verify"]
+__all__ = ["AnyPolicy", "Check", "Step", "Verified", "appraise", "verify"]
+
+AnyPolicy: TypeAlias = Policy | AnyOf | AllOf | UnsafeSimulatedPolicy
+"""What may be asked of a machine."""
+
 
 LONGEST_WINDOW: Final = {FRESH: timedelta(hours=48), CACHED: timedelta(hours=1)}
 """How long a machine may say that its key lives: SPEC §2.1."""
+
+_FORMS: Final = {FRESH: "fresh", CACHED: "cached"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,11 @@ class Verified:
     """What was proved, and nothing else: every value is from the transcript that the hardware signed for."""
 
     platform: str
+    title: str  # of the platform, for people
+    trusts: tuple[str, ...]  # who has to be honest besides the program itself
     key_config: bytes  # application/ohttp-keys: the only place to take a key from
-    measurement: bytes
-    claims: SnpClaims
+    measurement: bytes  # the one value that names the program; the claims have the others
+    claims: Claims
     evidence_id: bytes  # 48 bytes
     boot_id: bytes  # 16 bytes
     config_digest: bytes  # 48 bytes
@@ -50,43 +56,81 @@ class Verified:
 
 
 def verify(
-    document: bytes, policy: Policy | UnsafeSimulatedPolicy, *, nonce: bytes, now: datetime
+    document: bytes,
+    policy: AnyPolicy,
+    *,
+    nonce: bytes,
+    now: datetime,
+    collateral: Mapping[str, bytes] | None = None,
 ) -> Verified:
     """
     Prove that the document's key belongs to a machine that `policy` accepts, in answer to `nonce`.
 
     1. read the document                                               SPEC §2
     2. see that the policy names its platform
-    3.–7. see that a genuine chip signed the evidence                  SPEC §4.1
+    3.–7. see that genuine hardware, or a vendor, signed the evidence  SPEC §4.1 to §4.7
     8. see that it speaks for this key and answers this nonce          SPEC §2.1
-    9.–13. let the policy judge what the chip says
+    9.–13. let the policy judge what it says
 
-    An empty `nonce` asks for the cached form. Returns what was proved. Raises `AttestationError` at the first
-    step that fails, with a `code`, and with the steps so far.
+    An empty `nonce` asks for the cached form. `collateral` is what the caller has fetched from
+    vendors beforehand, by the names of SPEC §2; what came with the document is preferred to it, and
+    both are verified alike. Returns what was proved. Raises `AttestationError` at the first step that
+    fails, with a `code`, and with the steps so far.
     """
-    if not isinstance(policy, Policy | UnsafeSimulatedPolicy):
+    if not isinstance(policy, Policy | AnyOf | AllOf | UnsafeSimulatedPolicy):
         raise InvalidPolicy(f"a policy is needed to verify anything; this is a {type(policy).__name__}")
     if len(nonce) not in (0, NONCE_SIZE):
         raise ValueError(f"a nonce has {NONCE_SIZE} bytes, or none for the cached form; not {len(nonce)}")
     if now.tzinfo is None:
         raise ValueError("now must say its time zone")
     now = now.astimezone(UTC)
+    if isinstance(policy, AnyOf):
+        return _any_of(document, policy, nonce=nonce, now=now, collateral=collateral)
+    if isinstance(policy, AllOf):
+        proofs = [
+            verify(document, one, nonce=nonce, now=now, collateral=collateral) for one in policy.policies
+        ]
+        return replace(proofs[-1], steps=_all_steps([proof.steps for proof in proofs]))
+    return _verify(document, policy, nonce=nonce, now=now, collateral=collateral or {})
+
+
+def _verify(
+    document: bytes,
+    policy: Policy | UnsafeSimulatedPolicy,
+    *,
+    nonce: bytes,
+    now: datetime,
+    collateral: Mapping[str, bytes],
+) -> Verified:
     walk = Walk()
     with walk.step(1) as finding:
         claimed = AttestationDocument.parse(document)
         finding.passed(f"{len(document)} bytes")
     with walk.step(2) as finding:
-        accepted = _accepted(claimed.platform, policy)
+        platform, accepted = _accepted(claimed.platform, policy)
         finding.passed(claimed.platform)
-    claims = snp.authenticate(claimed.evidence, claimed.endorsements, accepted, now=now, walk=walk)
+    endorsements = {**collateral, **claimed.endorsements}
+    claims: Claims = platform.authenticate(claimed.evidence, endorsements, accepted, now=now, walk=walk)
     with walk.step(8) as finding:
         transcript = transcript_bytes(claimed.platform, claimed.transcript)
-        _check_binding(transcript, claims)
+        spoken = claims.speaks_for(Bound.of(transcript, claimed.transcript))
+        finding.expect(
+            spoken,
+            "made for this key and this question",
+            found=spoken,
+            wanted=True,
+            source="evidence",
+            error=UnboundKey,
+            code="unbound-key",
+            message="the evidence is genuine, but it was made for another key or another transcript",
+        )
         _check_question(claimed.transcript, policy, nonce, now, finding)
-    snp.judge(claims, accepted, walk=walk)
+    platform.judge(claims, accepted, walk=walk)
     told = claimed.transcript
     return Verified(
         platform=claimed.platform,
+        title=platform.title,
+        trusts=platform.trusts,
         key_config=told.key_config,
         measurement=claims.measurement,
         claims=claims,
@@ -103,29 +147,92 @@ def verify(
     )
 
 
-def _accepted(platform: str, policy: Policy | UnsafeSimulatedPolicy) -> SnpPolicy:
-    """Step 2: what the policy asks of this platform."""
+def _any_of(
+    document: bytes, policy: AnyOf, *, nonce: bytes, now: datetime, collateral: Mapping[str, bytes] | None
+) -> Verified:
+    """The first policy that accepts; if none does, the refusal of the one that came furthest."""
+    refusals: list[AttestationError] = []
+    for one in policy.policies:
+        try:
+            return verify(document, one, nonce=nonce, now=now, collateral=collateral)
+        except AttestationError as error:
+            refusals.append(error)
+    raise max(refusals, key=lambda error: len(error.steps))
+
+
+def _all_steps(walks: Sequence[tuple[Step, ...]]) -> tuple[Step, ...]:
+    """The same steps, walked under several policies, with every check that any of them made."""
+    order: tuple[Outcome, ...] = ("passed", "not asked", "not applicable")
+    merged: list[Step] = []
+    for same_step in zip(*walks, strict=True):
+        checks = tuple(dict.fromkeys(check for step in same_step for check in step.checks))
+        told = min(same_step, key=lambda step: order.index(step.outcome))
+        merged.append(replace(told, checks=checks))
+    return tuple(merged)
+
+
+def appraise(
+    platform: str,
+    evidence: bytes,
+    endorsements: Mapping[str, bytes],
+    policy: Policy,
+    *,
+    nonce: bytes | None,
+    now: datetime,
+    walk: Walk | None = None,
+) -> Claims:
+    """
+    Judge evidence on its own, without a document around it: steps 2 to 13 of SPEC §4.
+
+    `nonce` is what the evidence has to have been made for: REPORT_DATA, a quote's extraData, a
+    document's nonce. With None, nothing is said about freshness. It says nothing about any key: for
+    that use `verify`. Raises `AttestationError`.
+    """
+    walk = Walk() if walk is None else walk
+    with walk.step(2) as finding:
+        judge, accepted = _accepted(platform, policy)
+        finding.passed(platform)
+    claims: Claims = judge.authenticate(evidence, endorsements, accepted, now=now, walk=walk)
+    with walk.step(8) as finding:
+        if nonce is None:
+            finding.was_not_asked("no nonce was given: this may be old evidence")
+        else:
+            carried = claims.carries(nonce)
+            finding.expect(
+                carried,
+                "made for this nonce",
+                found=carried,
+                wanted=True,
+                source="evidence",
+                error=UnboundKey,
+                code="wrong-nonce",
+                message=f"the evidence was not made for the nonce {nonce.hex()}",
+            )
+    judge.judge(claims, accepted, walk=walk)
+    return claims
+
+
+def _accepted(platform: str, policy: Policy | UnsafeSimulatedPolicy) -> tuple[Platform, Any]:
+    """Step 2: whose rules apply, and what the policy asks of this platform."""
     if isinstance(policy, UnsafeSimulatedPolicy):
         if platform != SIMULATED:
             raise PlatformNotAccepted(
                 f"the machine says it is {platform!a}; UnsafeSimulatedPolicy accepts simulated machines only"
             )
-        return policy.snp
+        return SIMULATION, policy.snp
     if platform == SIMULATED:
         raise PlatformNotAccepted(
             "the machine is simulated: its signing key is public and proves nothing. "
             "Only UnsafeSimulatedPolicy, written in code, accepts that",
             code="simulated-evidence",
         )
-    if platform != SEV_SNP or policy.snp is None:
-        raise PlatformNotAccepted(f"the policy does not name the platform {platform!a}; it names {SEV_SNP}")
-    return policy.snp
-
-
-def _check_binding(transcript: bytes, claims: SnpClaims) -> None:
-    """Step 8, first half: the chip signed for exactly these bytes; all 64 are compared, in constant time."""
-    if not hmac.compare_digest(report_data(binding(transcript)), claims.report_data):
-        raise UnboundKey("the evidence is genuine, but it was made for another key or another transcript")
+    found = PLATFORMS.get(platform)
+    wish = policy.part(found.key) if found is not None else None
+    if found is None or wish is None:
+        raise PlatformNotAccepted(
+            f"the policy does not name the platform {platform!a}; it names {', '.join(policy.platforms)}"
+        )
+    return found, wish
 
 
 def _check_question(
@@ -137,27 +244,50 @@ def _check_question(
         raise PolicyRefused(
             "cached evidence was asked for, and the policy does not accept it", code="form-not-accepted"
         )
-    if told.form != asked:
-        raise PolicyRefused(
-            f"evidence of form {told.form} came, form {asked} was asked for", code="form-not-accepted"
-        )
-    if not hmac.compare_digest(told.nonce, nonce):
-        raise UnboundKey(
-            "the evidence answers another question than ours: is it an old one?", code="wrong-nonce"
-        )
+    finding.expect(
+        told.form == asked,
+        "form",
+        found=_FORMS[told.form],
+        wanted=_FORMS[asked],
+        source="transcript",
+        code="form-not-accepted",
+        message=f"evidence of form {told.form} came, form {asked} was asked for",
+    )
+    finding.expect(
+        same(told.nonce, nonce),
+        "nonce",
+        found=told.nonce,
+        wanted=nonce,
+        source="transcript",
+        error=UnboundKey,
+        code="wrong-nonce",
+        message="the evidence answers another question than ours: is it an old one?",
+    )
     not_before, not_after = _time(told.not_before), _time(told.not_after)
-    if not_after - not_before > LONGEST_WINDOW[told.form]:
-        raise UnboundKey(
-            f"the key is said to live for {not_after - not_before}, "
-            f"at most {LONGEST_WINDOW[told.form]} is accepted",
-            code="window-too-long",
-        )
-    if not not_before - policy.clock_skew <= now <= not_after + policy.clock_skew or not_after <= not_before:
-        raise UnboundKey(
-            f"the key is valid from {not_before:%Y-%m-%d %H:%M:%S} to {not_after:%Y-%m-%d %H:%M:%S} UTC, "
-            f"and now is {now:%Y-%m-%d %H:%M:%S}; is this machine's clock right?",
-            code="outside-validity",
-        )
+    finding.expect(
+        not_after - not_before <= LONGEST_WINDOW[told.form],
+        "life of the key",
+        found=not_after - not_before,
+        wanted=f"at most {LONGEST_WINDOW[told.form]}",
+        source="transcript",
+        error=UnboundKey,
+        code="window-too-long",
+        message=f"the key is said to live for {not_after - not_before}, "
+        f"at most {LONGEST_WINDOW[told.form]} is accepted",
+    )
+    finding.expect(
+        not_before < not_after
+        and not_before - now <= policy.clock_skew  # differences: a sum may leave the calendar
+        and now - not_after <= policy.clock_skew,
+        "time",
+        found=f"{not_before:%Y-%m-%d %H:%M:%S} to {not_after:%Y-%m-%d %H:%M:%S} UTC",
+        wanted=f"{now:%Y-%m-%d %H:%M:%S} UTC, give or take {policy.clock_skew}",
+        source="transcript",
+        error=UnboundKey,
+        code="outside-validity",
+        message=f"the key is valid from {not_before:%Y-%m-%d %H:%M:%S} to {not_after:%Y-%m-%d %H:%M:%S} UTC, "
+        f"and now is {now:%Y-%m-%d %H:%M:%S}; is this machine's clock right?",
+    )
     finding.passed(f"{'our nonce' if nonce else 'cached'}, valid until {not_after:%Y-%m-%d %H:%M:%S} UTC")
 
 

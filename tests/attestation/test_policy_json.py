@@ -202,8 +202,8 @@ def test_a_policy_that_names_nothing_or_lasts_for_ever_cannot_be_made(wish: dict
     """C-22: there is no policy that accepts by default."""
     with pytest.raises(InvalidPolicy):
         Policy(**{"snp": GOOD.snp, **wish})
-    with pytest.raises(TypeError):
-        Policy()  # type: ignore[call-arg]
+    with pytest.raises(InvalidPolicy):
+        Policy()
 
 
 def test_a_policy_is_frozen_and_may_be_a_key() -> None:

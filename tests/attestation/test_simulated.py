@@ -33,6 +33,7 @@ from blindbox_attestation import (
 from blindbox_attestation.binding import binding, report_data, transcript_bytes
 from blindbox_attestation.development_chain import ARK, DEVELOPMENT_ROOT
 from blindbox_attestation.evidence import AttestationDocument
+from blindbox_attestation.policy import PARTS
 from blindbox_attestation.roots import AMD_ROOTS
 from blindbox_attestation.simulated import SIMULATED_ENDORSEMENTS, SIMULATED_MEASUREMENT, simulated_report
 from tests.kit import NOON
@@ -72,7 +73,7 @@ def test_an_unsafe_policy_accepts_a_simulated_machine_and_says_so() -> None:
     assert proved.key_config == KEY_CONFIG
     assert proved.measurement == SIMULATED_MEASUREMENT
     assert {step.number: step.outcome for step in proved.steps if step.outcome != "passed"} == {
-        13: "not applicable"
+        13: "not asked"
     }
 
 
@@ -199,11 +200,11 @@ def test_no_environment_variable_admits_simulated_evidence(monkeypatch: pytest.M
         test_no_ordinary_policy_accepts_a_simulated_machine()
 
 
-def test_the_verifier_takes_nothing_but_its_four_arguments() -> None:
+def test_the_verifier_takes_nothing_but_its_five_arguments() -> None:
     """C-21: there is no other way in: no keyword, no field, no environment in this room at all."""
-    assert list(inspect.signature(verify).parameters) == ["document", "policy", "nonce", "now"]
+    assert list(inspect.signature(verify).parameters) == ["document", "policy", "nonce", "now", "collateral"]
     assert [field.name for field in fields(Policy)] == [
-        "snp",
+        *PARTS,
         "accept_cached",
         "max_age",
         "clock_skew",
@@ -218,6 +219,8 @@ def test_the_shared_room_asks_the_machine_it_runs_on_for_nothing() -> None:
     """C-21: no module of it imports what could read an environment, a file, a clock or a socket."""
     asked: list[str] = []
     for path in sorted(Path(blindbox_attestation.__path__[0]).rglob("*.py")):
+        if path.name == "conformance.py":  # a command, which reads the files that a case names
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []

@@ -37,25 +37,25 @@ def authenticate(
         report = Report.parse(evidence)
         finding.passed(f"SNP report, version {report.version}")
     with walk.step(4) as finding:
-        certificates = chain.trace(report, endorsements, policy.roots, now=now)
+        certificates = chain.trace(report, endorsements, policy.roots, now=now, finding=finding)
         finding.passed(str(certificates))
     with walk.step(5) as finding:
         if policy.revocation == "required":
-            listed = chain.check_revocation(certificates, endorsements, now=now)
+            listed = chain.check_revocation(certificates, endorsements, now=now, finding=finding)
             finding.passed(
                 f"list of {listed.this_update:%Y-%m-%d}, valid until {listed.next_update:%Y-%m-%d}"
             )
         else:
-            finding.does_not_apply("the policy says that revocation is not checked")
+            finding.was_not_asked("the policy says that revocation is not checked")
     with walk.step(6) as finding:
         endorsed = chain.check_endorsement(
-            report, certificates, allow_masked_chip_id=policy.allow_masked_chip_id
+            report, certificates, allow_masked_chip_id=policy.allow_masked_chip_id, finding=finding
         )
         claims = SnpClaims.of(report, endorsed)
         chip = "hidden" if claims.chip_id is None else f"{claims.chip_id[:8].hex()}…"
         finding.passed(f"{endorsed.family}, chip {chip}, {endorsed.tcb}")
     with walk.step(7) as finding:
-        chain.check_signature(evidence, report, certificates.leaf_key)
+        chain.check_signature(evidence, report, certificates.leaf_key, finding)
         finding.passed(f"ECDSA P-384 with the {KEY_NAMES[report.signing_key]}")
     return claims
 

@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from functools import lru_cache
+from typing import Final, cast
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP384R1, EllipticCurvePublicKey
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA384
 
 from ..der import IA5_STRING, NotDer, Reader
 from ..errors import MalformedEvidence, RevokedEvidence, UntrustedEvidence
+from ..walk import Finding
 from ..x509 import Certificate, RevocationList
 from .report import KEY_NAMES, KEY_VCEK, KEY_VLEK, SIGNED_SIZE, Report
 from .tcb import FAMILIES, LAYOUTS, Tcb
@@ -27,6 +29,7 @@ from .tcb import FAMILIES, LAYOUTS, Tcb
 P384_ORDER: Final = int(
     "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16
 )
+_REMEMBERED: Final = 64  # certificates, lists and links between them
 _PART_SIZE = 72  # of R and of S in the report, little endian
 
 _ARC: Final = "1.3.6.1.4.1.3704.1."  # AMD 57230, "VCEK certificate and KDS interface"
@@ -79,91 +82,174 @@ class Endorsement:
 
 
 def trace(
-    report: Report, endorsements: Mapping[str, bytes], roots: Mapping[bytes, str], *, now: datetime
+    report: Report,
+    endorsements: Mapping[str, bytes],
+    roots: Mapping[bytes, str],
+    *,
+    now: datetime,
+    finding: Finding,
 ) -> Chain:
     """
     Walk the three links from a pinned root to the chip's key.
 
     Which kind of leaf to expect is what the signed report says, not what was sent.
     """
-    kind = _KINDS.get(report.signing_key)
-    if kind is None:
-        raise UntrustedEvidence(
-            f"the report says it is signed by key kind {report.signing_key}, which is neither VCEK nor VLEK",
-            code="wrong-certificate-kind",
-        )
+    finding.expect(
+        report.signing_key in _KINDS,
+        "kind of signing key",
+        found=KEY_NAMES.get(report.signing_key, f"kind {report.signing_key}"),
+        wanted=tuple(KEY_NAMES.values()),
+        source="report, FLAGS",
+        error=UntrustedEvidence,
+        code="wrong-certificate-kind",
+        message=f"the report says it is signed by key kind {report.signing_key}, "
+        "which is neither VCEK nor VLEK",
+    )
+    kind = _KINDS[report.signing_key]
     root = _endorsement(endorsements, "ark")
     fingerprint = hashlib.sha256(root.der).digest()
-    family = roots.get(fingerprint)
-    if family is None:
-        raise UntrustedEvidence(
-            f"the root {root.common_name!a} with SHA-256 {fingerprint.hex()} is not a pinned one",
-            code="unpinned-root",
-        )
+    finding.expect(
+        fingerprint in roots,
+        "root",
+        found=fingerprint,
+        wanted=frozenset(roots),
+        source="ark, SHA-256",
+        error=UntrustedEvidence,
+        code="unpinned-root",
+        message=f"the root {root.common_name!a} with SHA-256 {fingerprint.hex()} is not a pinned one",
+    )
+    family = roots[fingerprint]
     intermediate = _endorsement(endorsements, kind.intermediate)
     leaf = _endorsement(endorsements, kind.leaf)
 
-    names = {kind.intermediate_prefix + name for name in FAMILIES}
-    if intermediate.common_name not in names or not intermediate.is_authority:
-        raise _wrong_kind(kind.intermediate, intermediate)
-    if leaf.common_name != kind.leaf_name or leaf.is_authority:
-        raise _wrong_kind(kind.leaf, leaf)
+    names = tuple(kind.intermediate_prefix + name for name in FAMILIES)
+    right = intermediate.common_name in names and intermediate.is_authority
+    _expect_kind(finding, right, kind.intermediate, intermediate, names)
+    right = leaf.common_name == kind.leaf_name and not leaf.is_authority
+    _expect_kind(finding, right, kind.leaf, leaf, kind.leaf_name)
     key = leaf.public_key
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
-        raise UntrustedEvidence(
-            f"the {kind.leaf} certificate does not hold a P-384 key", code="wrong-certificate-kind"
+    finding.expect(
+        isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP384R1),
+        f"{kind.leaf} key",
+        found=key.curve.name if isinstance(key, EllipticCurvePublicKey) else "RSA",
+        wanted=SECP384R1.name,
+        source=kind.leaf,
+        error=UntrustedEvidence,
+        code="wrong-certificate-kind",
+        message=f"the {kind.leaf} certificate does not hold a P-384 key",
+    )
+    chain = (("ark", root), (kind.intermediate, intermediate), (kind.leaf, leaf))
+    time = f"{now:%Y-%m-%d %H:%M}"
+    for what, certificate in chain:
+        valid = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
+        finding.expect(
+            certificate.not_before <= now <= certificate.not_after,
+            f"{what} validity",
+            found=valid,
+            wanted=time,
+            source=what,
+            error=UntrustedEvidence,
+            code="certificate-not-valid-now",
+            message=f"the {what} certificate is valid from {valid}, and now is {time}",
         )
-
-    for what, certificate in (("ark", root), (kind.intermediate, intermediate), (kind.leaf, leaf)):
-        if not certificate.not_before <= now <= certificate.not_after:
-            raise UntrustedEvidence(
-                f"the {what} certificate is valid from {certificate.not_before:%Y-%m-%d} to "
-                f"{certificate.not_after:%Y-%m-%d}, and now is {now:%Y-%m-%d %H:%M}",
-                code="certificate-not-valid-now",
-            )
-    _link("ark", root, "ark", root)
-    _link("ark", root, kind.intermediate, intermediate)
-    _link(kind.intermediate, intermediate, kind.leaf, leaf)
-    if intermediate.common_name != kind.intermediate_prefix + family:
-        raise UntrustedEvidence(
-            f"{root.common_name!a} is the root of {family}, and issued {intermediate.common_name!a}",
-            code="wrong-issuer",
-        )
-    return Chain(root, intermediate, leaf, family, key)
+    for (issuer_name, issuer), (what, certificate) in zip((chain[0], *chain), chain, strict=False):
+        _expect_link(finding, issuer_name, issuer, what, certificate)
+    finding.expect(
+        intermediate.common_name == kind.intermediate_prefix + family,
+        "family of the root",
+        found=intermediate.common_name,
+        wanted=kind.intermediate_prefix + family,
+        source=kind.intermediate,
+        error=UntrustedEvidence,
+        code="wrong-issuer",
+        message=f"{root.common_name!a} is the root of {family}, and issued {intermediate.common_name!a}",
+    )
+    return Chain(root, intermediate, leaf, family, cast(EllipticCurvePublicKey, key))
 
 
 def _endorsement(endorsements: Mapping[str, bytes], what: str) -> Certificate:
     der = endorsements.get(what)
     if der is None:
         raise UntrustedEvidence(f"the {what} certificate was not sent", code="missing-endorsement")
-    return Certificate.parse(der, what)
+    return _certificate(der, what)
 
 
-def _wrong_kind(what: str, certificate: Certificate) -> UntrustedEvidence:
-    return UntrustedEvidence(
-        f"{certificate.common_name!a} was sent as the {what} certificate, which it is not",
+def _expect_kind(finding: Finding, right: bool, what: str, certificate: Certificate, wanted: object) -> None:
+    finding.expect(
+        right,
+        f"{what} certificate",
+        found=certificate.common_name,
+        wanted=wanted,
+        source=what,
+        error=UntrustedEvidence,
         code="wrong-certificate-kind",
+        message=f"{certificate.common_name!a} was sent as the {what} certificate, which it is not",
     )
 
 
-def _link(issuer_name: str, issuer: Certificate, what: str, certificate: Certificate) -> None:
-    if certificate.issuer != issuer.subject or not issuer.may_sign_certificates:
-        raise UntrustedEvidence(
-            f"the {what} certificate was not issued by {issuer.common_name!a}, "
-            f"which was sent as the {issuer_name}",
-            code="wrong-issuer",
-        )
-    if not certificate.signed.is_signed_by(issuer.public_key):
-        raise UntrustedEvidence(
-            f"the signature of {issuer.common_name!a} on the {what} certificate is not valid",
-            code="bad-certificate-signature",
-        )
+def _expect_link(
+    finding: Finding, issuer_name: str, issuer: Certificate, what: str, certificate: Certificate
+) -> None:
+    finding.expect(
+        certificate.issuer == issuer.subject and issuer.may_sign_certificates,
+        f"{what} issuer",
+        found=certificate.issuer == issuer.subject,
+        wanted=True,
+        source=what,
+        error=UntrustedEvidence,
+        code="wrong-issuer",
+        message=f"the {what} certificate was not issued by {issuer.common_name!a}, "
+        f"which was sent as the {issuer_name}",
+    )
+    signed = _signed(issuer_name, issuer.der, what, certificate.der)
+    finding.expect(
+        signed,
+        f"{what} signature",
+        found=signed,
+        wanted=True,
+        source=f"{what}, by the key of {issuer_name}",
+        error=UntrustedEvidence,
+        code="bad-certificate-signature",
+        message=f"the signature of {issuer.common_name!a} on the {what} certificate is not valid",
+    )
+
+
+# The same few certificates come with every document. What does not depend on the time is worked out once for
+# the same bytes; validity is asked anew each time, and a refusal to read is not remembered.
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _certificate(der: bytes, what: str) -> Certificate:
+    return Certificate.parse(der, what)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _signed(issuer_name: str, issuer: bytes, what: str, der: bytes) -> bool:
+    """Whether the one certificate is signed with the key of the other."""
+    return _certificate(der, what).signed.is_signed_by(_certificate(issuer, issuer_name).public_key)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _endorsed(what: str, leaf: bytes, signing_key: int, family: str) -> Endorsement:
+    return _read_extensions(_certificate(leaf, what).extensions, signing_key, family)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _revocation_list(der: bytes) -> RevocationList:
+    return RevocationList.parse(der)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _signed_list(issuer: bytes, der: bytes) -> bool:
+    return _revocation_list(der).signed.is_signed_by(_certificate(issuer, "ark").public_key)
 
 
 # --- step 5: revocation -------------------------------------------------------------------------------------
 
 
-def check_revocation(chain: Chain, endorsements: Mapping[str, bytes], *, now: datetime) -> RevocationList:
+def check_revocation(
+    chain: Chain, endorsements: Mapping[str, bytes], *, now: datetime, finding: Finding
+) -> RevocationList:
     """See that a current list of the root's does not name a certificate of the chain."""
     der = endorsements.get("crl")
     if der is None:
@@ -171,66 +257,116 @@ def check_revocation(chain: Chain, endorsements: Mapping[str, bytes], *, now: da
             "the revocation list was not sent, and the policy requires one", code="crl-missing"
         )
     try:
-        listed = RevocationList.parse(der)
+        listed = _revocation_list(der)
     except NotDer as error:
         raise RevokedEvidence(
             f"the revocation list cannot be read: {error}", code="crl-bad-signature"
         ) from error
     root = chain.root
-    if (
-        listed.issuer != root.subject
-        or not root.may_sign_crls
-        or not listed.signed.is_signed_by(root.public_key)
-    ):
-        raise RevokedEvidence(
-            f"the revocation list is not one of {root.common_name!a}", code="crl-bad-signature"
-        )
-    if not listed.this_update <= now <= listed.next_update:
-        raise RevokedEvidence(
-            f"the revocation list is valid from {listed.this_update:%Y-%m-%d} to "
-            f"{listed.next_update:%Y-%m-%d}, and now is {now:%Y-%m-%d %H:%M}",
-            code="crl-not-valid-now",
-        )
+    genuine = listed.issuer == root.subject and root.may_sign_crls and _signed_list(root.der, der)
+    finding.expect(
+        genuine,
+        "revocation list signature",
+        found=genuine,
+        wanted=True,
+        source="crl, by the key of ark",
+        error=RevokedEvidence,
+        code="crl-bad-signature",
+        message=f"the revocation list is not one of {root.common_name!a}",
+    )
+    valid = f"{listed.this_update:%Y-%m-%d} to {listed.next_update:%Y-%m-%d}"
+    finding.expect(
+        listed.this_update <= now <= listed.next_update,
+        "revocation list validity",
+        found=valid,
+        wanted=f"{now:%Y-%m-%d %H:%M}",
+        source="crl",
+        error=RevokedEvidence,
+        code="crl-not-valid-now",
+        message=f"the revocation list is valid from {valid}, and now is {now:%Y-%m-%d %H:%M}",
+    )
     # The list speaks about what the root has issued: itself and the intermediates. Leaves all have serial 0.
     for certificate in (root, chain.intermediate):
-        if certificate.serial in listed.revoked:
-            raise RevokedEvidence(
-                f"{certificate.common_name!a} with serial {certificate.serial:#x} has been revoked",
-                code="revoked",
-            )
+        finding.expect(
+            certificate.serial not in listed.revoked,
+            f"{certificate.common_name} not revoked",
+            found=f"serial {certificate.serial:#x}",
+            wanted=f"none of {len(listed.revoked)} revoked serials",
+            source="crl",
+            error=RevokedEvidence,
+            code="revoked",
+            message=f"{certificate.common_name!a} with serial {certificate.serial:#x} has been revoked",
+        )
     return listed
 
 
 # --- step 6: the certificate endorses this chip at this TCB -------------------------------------------------
 
 
-def check_endorsement(report: Report, chain: Chain, *, allow_masked_chip_id: bool) -> Endorsement:
+def check_endorsement(
+    report: Report, chain: Chain, *, allow_masked_chip_id: bool, finding: Finding
+) -> Endorsement:
     """See that the chip's certificate is about this family, this chip and the firmware that is reported."""
-    endorsed = _read_extensions(chain.leaf.extensions, report.signing_key, chain.family)
-    for source, family in (("its certificate", endorsed.family), ("its CPUID", report.family)):
-        if family is not None and family != chain.family:
-            raise UntrustedEvidence(
-                f"the root is that of {chain.family}, {source} says {family}", code="product-mismatch"
-            )
-    if endorsed.hwid is not None:
-        if not any(report.chip_id):
-            if not allow_masked_chip_id:
-                raise UntrustedEvidence(
-                    "the report hides its chip id, and the policy wants to see it", code="chip-id-masked"
-                )
-        elif report.chip_id != endorsed.hwid.ljust(len(report.chip_id), b"\x00"):
-            raise UntrustedEvidence(
-                f"the certificate is for chip {endorsed.hwid[:8].hex()}…, "
-                f"the report is from {report.chip_id[:8].hex()}…",
-                code="chip-id-mismatch",
-            )
-    reported = Tcb.parse(report.reported_tcb, chain.family)
-    if endorsed.tcb != reported:
-        raise UntrustedEvidence(
-            f"the certificate is for firmware {endorsed.tcb}; the report says {reported}",
-            code="certificate-tcb-mismatch",
+    endorsed = _endorsed(_KINDS[report.signing_key].leaf, chain.leaf.der, report.signing_key, chain.family)
+    for source, who, family in (
+        ("certificate, productName", "its certificate", endorsed.family),
+        ("report, CPUID", "its CPUID", report.family),
+    ):
+        if family is None:
+            finding.not_applicable("family by CPUID", f"a version {report.version} report has none")
+            continue
+        finding.expect(
+            family == chain.family,
+            f"family by {who.removeprefix('its ')}",
+            found=family,
+            wanted=chain.family,
+            source=source,
+            error=UntrustedEvidence,
+            code="product-mismatch",
+            message=f"the root is that of {chain.family}, {who} says {family}",
         )
+    _check_chip(report, endorsed, allow_masked_chip_id, finding)
+    reported = Tcb.parse(report.reported_tcb, chain.family)
+    finding.expect(
+        endorsed.tcb == reported,
+        "firmware the certificate is for",
+        found=endorsed.tcb,
+        wanted=reported,
+        source="certificate, TCB extensions",
+        error=UntrustedEvidence,
+        code="certificate-tcb-mismatch",
+        message=f"the certificate is for firmware {endorsed.tcb}; the report says {reported}",
+    )
     return endorsed
+
+
+def _check_chip(report: Report, endorsed: Endorsement, may_hide: bool, finding: Finding) -> None:
+    name = "chip the certificate is for"
+    if endorsed.hwid is None:
+        finding.not_applicable(name, "a VLEK is its cloud's, not one chip's")
+    elif not any(report.chip_id):
+        finding.expect(
+            may_hide,
+            "chip id shown",
+            found="hidden",
+            wanted="shown or hidden" if may_hide else "shown",
+            source="report, CHIP_ID",
+            error=UntrustedEvidence,
+            code="chip-id-masked",
+            message="the report hides its chip id, and the policy wants to see it",
+        )
+    else:
+        finding.expect(
+            report.chip_id == endorsed.hwid.ljust(len(report.chip_id), b"\x00"),
+            name,
+            found=endorsed.hwid,
+            wanted=report.chip_id,
+            source="certificate, hwID",
+            error=UntrustedEvidence,
+            code="chip-id-mismatch",
+            message=f"the certificate is for chip {endorsed.hwid[:8].hex()}…, "
+            f"the report is from {report.chip_id[:8].hex()}…",
+        )
 
 
 def _read_extensions(extensions: Mapping[str, bytes], signing_key: int, family: str) -> Endorsement:
@@ -294,17 +430,32 @@ def _malformed(suffix: str, what: str) -> MalformedEvidence:
 # --- step 7: the signature ----------------------------------------------------------------------------------
 
 
-def check_signature(evidence: bytes, report: Report, key: EllipticCurvePublicKey) -> None:
+def check_signature(evidence: bytes, report: Report, key: EllipticCurvePublicKey, finding: Finding) -> None:
     """ECDSA P-384 over SHA-384 of the first 0x2A0 bytes, exactly as they came."""
     # ECDSA lets anybody put n − S in the place of S. What was signed stays the same, and so does all that is
     # believed; only `evidence_id` differs, which the enclave then does not know.
     r, s = _number(report.signature[:_PART_SIZE]), _number(report.signature[_PART_SIZE : 2 * _PART_SIZE])
     if any(report.signature[2 * _PART_SIZE :]):
         raise UntrustedEvidence("bytes after the signature are not zero", code="malformed-signature")
+    signed = _is_signed(key, encode_dss_signature(r, s), evidence[:SIGNED_SIZE])
+    finding.expect(
+        signed,
+        "signature of the chip",
+        found=signed,
+        wanted=True,
+        source=f"report, bytes 0 to {SIGNED_SIZE - 1}",
+        error=UntrustedEvidence,
+        code="bad-signature",
+        message="the chip's key did not sign this report",
+    )
+
+
+def _is_signed(key: EllipticCurvePublicKey, signature: bytes, content: bytes) -> bool:
     try:
-        key.verify(encode_dss_signature(r, s), evidence[:SIGNED_SIZE], ECDSA(SHA384()))
-    except InvalidSignature as error:
-        raise UntrustedEvidence("the chip's key did not sign this report", code="bad-signature") from error
+        key.verify(signature, content, ECDSA(SHA384()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _number(data: bytes) -> int:

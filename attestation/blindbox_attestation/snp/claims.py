@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..binding import Bound, report_data, same
 from .chain import Endorsement
 from .report import KEY_NAMES, Report
-from .tcb import Tcb
+from .tcb import Tcb, stepping_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class SnpClaims:
     """What the chip says about the guest, the firmware and itself."""
 
     family: str  # "Milan", "Genoa" or "Turin"
+    stepping: str | None  # with model and stepping, as in "Genoa/a0/2"; a version 2 report does not tell
     measurement: bytes  # 48 bytes, SHA-384 of the launched guest
     report_data: bytes  # 64 bytes, chosen by the guest
     host_data: bytes  # 32 bytes, chosen by the host
@@ -44,6 +46,7 @@ class SnpClaims:
         family = endorsed.family
         return cls(
             family=family,
+            stepping=stepping_of(report.cpuid) if report.version >= 3 else None,
             measurement=report.measurement,
             report_data=report.report_data,
             host_data=report.host_data,
@@ -64,3 +67,11 @@ class SnpClaims:
             has_migration_agent=report.report_id_ma != b"\xff" * len(report.report_id_ma),
             report_version=report.version,
         )
+
+    def speaks_for(self, bound: Bound) -> bool:
+        """Whether REPORT_DATA is the binding, and zeros after it."""
+        return same(self.report_data, report_data(bound.digest))
+
+    def carries(self, value: bytes) -> bool:
+        """Whether REPORT_DATA is this value, and zeros after it."""
+        return same(self.report_data, value.ljust(len(self.report_data), b"\x00"))

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from ..errors import (
     DebugAllowed,
     InvalidPolicy,
     MeasurementMismatch,
     PlatformNotAccepted,
-    PolicyRefused,
     TcbTooOld,
 )
+from ..policy_words import Words
 from ..roots import AMD_ROOTS
 from ..walk import Finding
 from .claims import SnpClaims
+from .policy_words import in_words
 from .report import KEY_NAMES
-from .tcb import FAMILIES, MILAN, Tcb
+from .tcb import FAMILIES, MILAN, TURIN, Tcb, family_named
 
 __all__ = ["MilanWarning", "SnpPolicy", "Tcb"]
 
@@ -44,6 +45,7 @@ _FIRST_UNKNOWN_BIT: Final = 26
 
 # Platform information bits (AMD 56860, table PLATFORM_INFO)
 SMT_ENABLED: Final = 1 << 0
+ALIAS_CHECK: Final = 1 << 5
 
 Revocation = Literal["required", "unchecked"]
 
@@ -60,8 +62,9 @@ class SnpPolicy:
     What must be true of an SEV-SNP guest.
 
     `measurements` are the launch digests of the images that are trusted, `minimum_tcb` the oldest firmware,
-    one floor for each processor family that is accepted. Without `chip_ids` or `host_data`, *any genuine
-    machine running this image* passes.
+    one floor for each processor family that is accepted ("Genoa"), or for one model and stepping of it
+    ("Genoa/a0/2", as CPUID counts them), which then takes the place of the family's. Without `chip_ids` or
+    `host_data`, *any genuine machine running this image* passes.
     """
 
     measurements: Set[bytes]
@@ -91,7 +94,7 @@ class SnpPolicy:
             if bytes(CHIP_ID_SIZE) in (self.chip_ids or ()):
                 raise InvalidPolicy("a chip id of zeros is that of a chip which hides it")
         if self.host_data is not None:
-            _digests("host_data", {self.host_data}, HOST_DATA_SIZE)
+            _digests("host_data", [self.host_data], HOST_DATA_SIZE)
         for name in ("id_key_digests", "author_key_digests"):
             digests = getattr(self, name)
             if digests is not None:
@@ -110,7 +113,7 @@ class SnpPolicy:
         if self.revocation not in ("required", "unchecked"):
             raise InvalidPolicy(f"revocation is {self.revocation!r}, expected 'required' or 'unchecked'")
         freeze(self, "roots", _roots(self.roots))
-        if MILAN in self.minimum_tcb:
+        if MILAN in map(family_named, self.minimum_tcb):
             warnings.warn(
                 "this policy accepts EPYC Milan, whose attestation keys have been extracted in software: "
                 "no TCB floor helps there (see LIMITS.md)",
@@ -121,118 +124,247 @@ class SnpPolicy:
     def __hash__(self) -> int:
         return hash((self.measurements, self.host_data, self.chip_ids))
 
+    def with_host_data(self, host_data: bytes) -> SnpPolicy:
+        """The same policy, and besides: launched with exactly this HOST_DATA (32 bytes)."""
+        return replace(self, host_data=host_data)
+
+    def floor(self, claims: SnpClaims) -> tuple[str, Tcb] | None:
+        """The floor that counts for this machine, and its name: its stepping's, or else its family's."""
+        for name in (claims.stepping, claims.family):
+            if name is not None and name in self.minimum_tcb:
+                return name, self.minimum_tcb[name]
+        return None
+
     def check_tcb(self, claims: SnpClaims, finding: Finding) -> None:
         """Step 9: no older than the floor, by part, and the four levels agree with each other."""
-        floor = self.minimum_tcb.get(claims.family)
-        if floor is None:
-            named = ", ".join(sorted(self.minimum_tcb))
-            raise PlatformNotAccepted(f"the machine is a {claims.family}, the policy names {named}")
+        machine = claims.stepping or claims.family
+        named = ", ".join(sorted(self.minimum_tcb))
+        floor = self.floor(claims)
+        # Without a CPUID the machine could be of a stepping with a floor of its own, hiding it.
+        hidden = claims.stepping is None and any(
+            one.startswith(f"{claims.family}/") for one in self.minimum_tcb
+        )
+        finding.expect(
+            floor is not None and not hidden,
+            "processor",
+            found=machine,
+            wanted=tuple(self.minimum_tcb),
+            source="certificate and report, CPUID",
+            error=PlatformNotAccepted,
+            message=f"the report does not tell the stepping of this {machine}, "
+            "and the policy has floors by stepping"
+            if hidden
+            else f"the machine is a {machine}, the policy names {named}",
+        )
+        whose, least = cast(tuple[str, Tcb], floor)
+        wanted = f"at least {least}"
         for name, level in (
             ("reported", claims.reported_tcb),
             ("committed", claims.committed_tcb),
             ("launch", claims.launch_tcb),
         ):
-            if below := level.below(floor):
-                raise TcbTooOld(
-                    f"the {name} TCB is below the policy's floor for {claims.family}: {', '.join(below)}; "
-                    "has the host's firmware been updated?"
-                )
+            below = level.below(least)
+            finding.expect(
+                not below,
+                f"{name} TCB",
+                found=level,
+                wanted=wanted,
+                source=f"report, {name.upper()}_TCB",
+                error=TcbTooOld,
+                message=f"the {name} TCB is below the policy's floor for {whose}: {', '.join(below)}; "
+                "has the host's firmware been updated?",
+            )
         for lower_name, lower, upper_name, upper in (
             ("committed", claims.committed_tcb, "reported", claims.reported_tcb),
             ("current", claims.current_tcb, "committed", claims.committed_tcb),
             ("current", claims.current_tcb, "launch", claims.launch_tcb),
         ):
-            if below := lower.below(upper):
-                raise TcbTooOld(
-                    f"the {lower_name} TCB is below the {upper_name} one: {', '.join(below)}",
-                    code="tcb-inconsistent",
-                )
-        finding.passed(f"{claims.family}: {claims.reported_tcb}")
+            below = lower.below(upper)
+            finding.expect(
+                not below,
+                f"{lower_name} TCB against the {upper_name} one",
+                found=lower,
+                wanted=f"at least {upper}",
+                source=f"report, {lower_name.upper()}_TCB",
+                error=TcbTooOld,
+                code="tcb-inconsistent",
+                message=f"the {lower_name} TCB is below the {upper_name} one: {', '.join(below)}",
+            )
+        finding.passed(f"{machine}: {claims.reported_tcb}")
 
     def check_guest_policy(self, claims: SnpClaims, finding: Finding) -> None:
         """Step 10: what the host was allowed to do with the guest, and how the machine is set up."""
-        bits = claims.guest_policy
-        if bits & DEBUG_ALLOWED:
-            raise DebugAllowed("the guest was launched with debugging allowed: its host can read its memory")
-        if bits & MIGRATION_ALLOWED or claims.has_migration_agent:
-            raise PolicyRefused("the guest may be moved by a migration agent", code="migration-allowed")
-        if not bits & MUST_BE_ONE or bits >> _FIRST_UNKNOWN_BIT:
-            raise PolicyRefused(f"reserved bits of the guest policy are wrong: {bits:#x}", code="policy-bits")
-        if not self.allow_smt and bits & SMT_ALLOWED:
-            raise PolicyRefused("the guest may run with SMT, the policy forbids it", code="policy-bits")
-        info = claims.platform_info
+        bits, info = claims.guest_policy, claims.platform_info
+        finding.expect(
+            not bits & DEBUG_ALLOWED,
+            "debugging",
+            found="allowed" if bits & DEBUG_ALLOWED else "forbidden",
+            wanted="forbidden",
+            source="report, POLICY bit 19",
+            error=DebugAllowed,
+            message="the guest was launched with debugging allowed: its host can read its memory",
+        )
+        moved = bool(bits & MIGRATION_ALLOWED) or claims.has_migration_agent
+        finding.expect(
+            not moved,
+            "migration",
+            found="allowed" if moved else "forbidden",
+            wanted="forbidden",
+            source="report, POLICY bit 18 and REPORT_ID_MA",
+            code="migration-allowed",
+            message="the guest may be moved by a migration agent",
+        )
+        finding.expect(
+            bool(bits & MUST_BE_ONE) and not bits >> _FIRST_UNKNOWN_BIT,
+            "reserved bits of the guest policy",
+            found=f"{bits:#x}",
+            wanted=f"bit 17 set, none from {_FIRST_UNKNOWN_BIT} on",
+            source="report, POLICY",
+            code="policy-bits",
+            message=f"reserved bits of the guest policy are wrong: {bits:#x}",
+        )
+        if self.allow_smt:
+            allowed = "allowed" if bits & SMT_ALLOWED else "forbidden"
+            finding.not_asked("sibling threads", found=allowed, source="report, POLICY bit 16")
+        else:
+            finding.expect(
+                not bits & SMT_ALLOWED,
+                "sibling threads",
+                found="allowed" if bits & SMT_ALLOWED else "forbidden",
+                wanted="forbidden",
+                source="report, POLICY bit 16",
+                code="policy-bits",
+                message="the guest may run with SMT, the policy forbids it",
+            )
         forbidden = self.platform_info_forbidden | (0 if self.allow_smt else SMT_ENABLED)
         missing, unwanted = self.platform_info_required & ~info, forbidden & info
-        if missing or unwanted:
-            raise PolicyRefused(
-                f"platform information is {info:#x}: required bits {missing:#x} are not set, "
-                f"forbidden bits {unwanted:#x} are",
+        if not self.platform_info_required and not forbidden:
+            finding.not_asked("platform information", found=f"{info:#x}", source="report, PLATFORM_INFO")
+        else:
+            finding.expect(
+                not missing and not unwanted,
+                "platform information",
+                found=f"{info:#x}",
+                wanted=f"all of {self.platform_info_required:#x}, none of {forbidden:#x}",
+                source="report, PLATFORM_INFO",
                 code="platform-info",
+                message=f"platform information is {info:#x}: required bits {missing:#x} are not set, "
+                f"forbidden bits {unwanted:#x} are",
             )
         finding.passed(f"no debugging, no migration; guest policy {bits:#x}, platform information {info:#x}")
 
     def check_requester(self, claims: SnpClaims, finding: Finding) -> None:
         """Step 11: the privilege level that asked, and the kind of key that signed."""
-        if claims.vmpl != self.vmpl:
-            raise PolicyRefused(
-                f"the report was asked for at VMPL {claims.vmpl}, expected {self.vmpl}", code="vmpl"
-            )
-        if claims.signing_key not in self.signing_keys:
-            accepted = " or ".join(sorted(self.signing_keys))
-            raise PolicyRefused(
-                f"the report is signed by a {claims.signing_key}, the policy accepts {accepted}",
-                code="signing-key-kind",
-            )
+        finding.expect(
+            claims.vmpl == self.vmpl,
+            "VMPL",
+            found=claims.vmpl,
+            wanted=self.vmpl,
+            source="report, VMPL",
+            code="vmpl",
+            message=f"the report was asked for at VMPL {claims.vmpl}, expected {self.vmpl}",
+        )
+        finding.expect(
+            claims.signing_key in self.signing_keys,
+            "kind of signing key",
+            found=claims.signing_key,
+            wanted=self.signing_keys,
+            source="report, FLAGS",
+            code="signing-key-kind",
+            message=f"the report is signed by a {claims.signing_key}, "
+            f"the policy accepts {' or '.join(sorted(self.signing_keys))}",
+        )
         cloud = f" of {claims.csp_id!a}" if claims.csp_id is not None else ""
         finding.passed(f"VMPL {claims.vmpl}, signed by a {claims.signing_key}{cloud}")
 
     def check_launch(self, claims: SnpClaims, finding: Finding) -> None:
         """Step 12: the program, its version, and who signed its ID block."""
-        if claims.measurement not in self.measurements:
-            raise MeasurementMismatch(
-                f"the machine launched {claims.measurement.hex()}, which is none of the "
-                f"{len(self.measurements)} measurements that the policy names"
-            )
-        if claims.guest_svn < self.minimum_guest_svn:
-            raise PolicyRefused(
-                f"guest SVN is {claims.guest_svn}, the policy asks for {self.minimum_guest_svn}",
+        finding.expect(
+            claims.measurement in self.measurements,
+            "measurement",
+            found=claims.measurement,
+            wanted=self.measurements,
+            source="report, MEASUREMENT",
+            error=MeasurementMismatch,
+            message=f"the machine launched {claims.measurement.hex()}, which is none of the "
+            f"{len(self.measurements)} measurements that the policy names",
+        )
+        source = "report, GUEST_SVN"
+        if not self.minimum_guest_svn:
+            finding.not_asked("guest SVN", found=claims.guest_svn, source=source)
+        else:
+            finding.expect(
+                claims.guest_svn >= self.minimum_guest_svn,
+                "guest SVN",
+                found=claims.guest_svn,
+                wanted=f"at least {self.minimum_guest_svn}",
+                source=source,
                 code="guest-svn",
+                message=f"guest SVN is {claims.guest_svn}, the policy asks for {self.minimum_guest_svn}",
             )
-        if self.id_key_digests is not None and claims.id_key_digest not in self.id_key_digests:
-            raise PolicyRefused(
-                f"the ID block is signed by key {claims.id_key_digest.hex()}, which the policy does not name",
-                code="id-block",
-            )
-        if self.author_key_digests is not None and (
-            not claims.has_author_key or claims.author_key_digest not in self.author_key_digests
+        for name, what, found, there, wanted in (
+            ("ID key", "the ID block is signed by key", claims.id_key_digest, True, self.id_key_digests),
+            (
+                "author key",
+                "the author key is",
+                claims.author_key_digest,
+                claims.has_author_key,
+                self.author_key_digests,
+            ),
         ):
-            raise PolicyRefused(
-                f"the author key is {claims.author_key_digest.hex()}, which the policy does not name",
-                code="id-block",
-            )
+            source = f"report, {name.upper().replace(' ', '_')}_DIGEST"
+            if wanted is None:
+                finding.not_asked(name, found=found if any(found) else "none", source=source)
+            else:
+                finding.expect(
+                    there and found in wanted,
+                    name,
+                    found=found if there else "none",
+                    wanted=wanted,
+                    source=source,
+                    code="id-block",
+                    message=f"{what} {found.hex()}, which the policy does not name",
+                )
         finding.passed(f"measurement {claims.measurement.hex()}")
 
     def check_machine(self, claims: SnpClaims, finding: Finding) -> None:
         """Step 13: whose machine it is, if the policy says so."""
-        if self.host_data is None and self.chip_ids is None:
-            finding.does_not_apply("the policy names no machines: any genuine one running this image passes")
-            return
+        chip = "hidden" if claims.chip_id is None else claims.chip_id.hex()
         told: list[str] = []
-        if self.host_data is not None:
-            if claims.host_data != self.host_data:
-                raise PolicyRefused(
-                    f"host data is {claims.host_data.hex()}, expected {self.host_data.hex()}",
-                    code="host-data",
-                )
+        if self.host_data is None:
+            finding.not_asked("host data", found=claims.host_data, source="report, HOST_DATA")
+        else:
+            finding.expect(
+                claims.host_data == self.host_data,
+                "host data",
+                found=claims.host_data,
+                wanted=self.host_data,
+                source="report, HOST_DATA",
+                code="host-data",
+                message=f"host data is {claims.host_data.hex()}, expected {self.host_data.hex()}",
+            )
             told.append(f"host data {claims.host_data.hex()}")
-        if self.chip_ids is not None:
-            if claims.chip_id is None or claims.chip_id not in self.chip_ids:
-                chip = claims.chip_id.hex() if claims.chip_id is not None else "hidden"
-                raise PolicyRefused(
-                    f"the chip is {chip}, which the policy does not name", code="chip-not-listed"
-                )
-            told.append(f"chip {claims.chip_id[:8].hex()}…")
-        finding.passed(", ".join(told))
+        if self.chip_ids is None:
+            finding.not_asked("chip id", found=chip, source="report, CHIP_ID")
+        else:
+            finding.expect(
+                claims.chip_id is not None and claims.chip_id in self.chip_ids,
+                "chip id",
+                found=chip,
+                wanted=self.chip_ids,
+                source="report, CHIP_ID",
+                code="chip-not-listed",
+                message=f"the chip is {chip}, which the policy does not name",
+            )
+            told.append(f"chip {chip[:16]}…")
+        if told:
+            finding.passed(", ".join(told))
+        else:
+            finding.was_not_asked("the policy names no machines: any genuine one running this image passes")
+
+    def in_words(self) -> Words:
+        """The policy in sentences, for whoever has to sign it off."""
+        return in_words(self)
 
 
 def _digests(name: str, values: object, *sizes: int) -> frozenset[bytes]:
@@ -265,13 +397,15 @@ def _floors(values: object) -> Mapping[str, Tcb]:
             "minimum_tcb names no processor family, so it would accept nobody; give a floor for "
             + ", ".join(FAMILIES)
         )
-    for family, floor in values.items():
-        if family not in FAMILIES or not isinstance(floor, Tcb):
+    for name, floor in values.items():
+        family = family_named(name) if isinstance(name, str) else None
+        if family is None or not isinstance(floor, Tcb):
             raise InvalidPolicy(
-                f"minimum_tcb: {family!r} is none of {', '.join(FAMILIES)}, or its floor is no Tcb"
+                f"minimum_tcb: {name!r} is none of {', '.join(FAMILIES)}, and no stepping of one "
+                "(as in 'Genoa/a0/2'), or its floor is no Tcb"
             )
-        if family != "Turin" and floor.fmc:
-            raise InvalidPolicy(f"minimum_tcb: {family} has no fmc, only Turin does")
+        if family != TURIN and floor.fmc:
+            raise InvalidPolicy(f"minimum_tcb: {name} has no fmc, only Turin does")
     return MappingProxyType(dict(values))
 
 

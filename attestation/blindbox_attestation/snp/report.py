@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import MalformedEvidence
-from .tcb import GENOA, MILAN, TURIN
+from .tcb import family_of
 
 REPORT_SIZE: Final = 0x4A0
 SIGNED_SIZE: Final = 0x2A0
@@ -140,11 +140,4 @@ class Report:
         """The processor family that the report names itself: none in version 2, or an unknown one."""
         if self.version < 3:
             return None
-        family, model, _ = self.cpuid
-        if family == 0x19 and model <= 0x0F:
-            return MILAN
-        if family == 0x19 and (0x10 <= model <= 0x1F or 0xA0 <= model <= 0xAF):
-            return GENOA
-        if family == 0x1A and model <= 0x1F:
-            return TURIN
-        return f"unknown (CPUID {family:02x}h/{model:02x}h)"
+        return family_of(self.cpuid) or f"unknown (CPUID {self.cpuid[0]:02x}h/{self.cpuid[1]:02x}h)"
