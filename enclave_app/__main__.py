@@ -54,7 +54,10 @@ def main() -> int:
         print(f"not started: {error}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    logging.getLogger("enclave_app").info("serving on %s port %d", settings.host, settings.port)
+    proved_by = app.identity.platform
+    logging.getLogger("enclave_app").info(
+        "serving on %s port %d, proved by %s", settings.host, settings.port, proved_by
+    )
     # log_config=None: the server's own formatter would print an exception's text and frames.
     uvicorn.Server(server_config(app, host=settings.host, port=settings.port, log_config=None)).run()
     return 0

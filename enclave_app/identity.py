@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from blindbox_attestation.binding import binding, evidence_id, report_data, transcript_bytes
+from blindbox_attestation.binding import Bound, evidence_id, transcript_bytes
 from blindbox_attestation.channel.hpke import X25519, X_WING, PrivateKey
 from blindbox_attestation.channel.ohttp import KeyConfig, encode_key_configs
 from blindbox_attestation.errors import SealingError
@@ -132,6 +132,11 @@ class Identity:
         self.renew()
 
     # Keys: SPEC §3
+
+    @property
+    def platform(self) -> str:
+        """What proves this machine, by its name in a document."""
+        return self._quoter.platform
 
     @property
     def authority(self) -> str:
@@ -303,7 +308,7 @@ class Identity:
     def _prove(
         self, generation: _Generation, nonce: bytes, form: int, not_before: int, not_after: int
     ) -> bytes:
-        platform = self._quoter.platform
+        platform = self.platform
         transcript = Transcript(
             key_config=generation.key_config,
             nonce=nonce,
@@ -315,9 +320,9 @@ class Identity:
             profile=PROFILE,
             tls_spki_sha256=self._tls_spki_sha256,
         )
-        bound = transcript_bytes(platform, transcript)
-        quote = self._quoter.quote(report_data(binding(bound)))
-        proved = evidence_id(bound, quote.evidence)
+        told = transcript_bytes(platform, transcript)
+        quote = self._quoter.quote(Bound.of(told, transcript))
+        proved = evidence_id(told, quote.evidence)
         with self._lock:
             if form == CACHED:  # apart, so that strangers who ask for fresh proofs cannot push it out
                 generation.cached_evidence.append(proved)

@@ -61,7 +61,12 @@ def from_settings(settings: Settings) -> Gateway:
     The quoter comes first: a machine that cannot prove itself has no need to load a model. A model named
     twice is loaded once and shared.
     """
-    quoter = find_quoter(settings.quoter, endorsements_dir=settings.endorsements_dir)
+    quoter = find_quoter(
+        settings.quoter,
+        endorsements_dir=settings.endorsements_dir,
+        tpm_ak=settings.tpm_ak,
+        audience=settings.audience,
+    )
     if settings.engine == "echo":
         echo = EchoEngine()
         return create_app(settings, base=echo, instruct=echo, trainer=CountingTrainer(), quoter=quoter)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .quoting import QUOTERS, QuoterName
 from .refusals import listed, nearest
 
 MALLOC_TUNABLES = (
@@ -65,6 +66,8 @@ _HOST = re.compile(r"[0-9A-Za-z.:-]{1,253}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _FOLDER = re.compile(r"/[A-Za-z0-9._/+@ -]{0,1022}")
 _AUTHORITY = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
+_TPM_AK = re.compile(r"ecc|rsa|0x81[0-9a-f]{6}")
+_AUDIENCE = re.compile(r"[A-Za-z0-9._~:/?#@!$&'()*+,;=%-]{1,512}")
 _DEVICE = re.compile(r"auto|cpu|cuda(?::[0-9]{1,2})?")
 
 
@@ -80,7 +83,9 @@ class Settings:
     instruct_model: str = "tiiuae/falcon-7b-instruct"  # what answers /test
     models_dir: Path = Path("/models")  # where a model named ORG/NAME is looked for
     engine: Literal["torch", "echo"] = "torch"
-    quoter: Literal["auto", "sev-snp", "simulated"] = "auto"
+    quoter: QuoterName = "auto"  # which hardware proves this machine (quoting/machine.py)
+    tpm_ak: str = "ecc"  # the TPM's attestation key: its kind, or the handle of a persistent one
+    audience: str = "blindbox"  # whom Confidential Space's tokens are for
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     host: str = "0.0.0.0"  # noqa: S104 - the container publishes what it wants
     port: int = 80
@@ -213,7 +218,9 @@ _READERS: Mapping[str, Any] = {
     "instruct_model": _model,
     "models_dir": _folder,
     "engine": _one_of("torch", "echo"),
-    "quoter": _one_of("auto", "sev-snp", "simulated"),
+    "quoter": _one_of(*QUOTERS),
+    "tpm_ak": _matching(_TPM_AK, "ecc, rsa or the handle of a persistent key, 0x81000000 to 0x81ffffff"),
+    "audience": _matching(_AUDIENCE, "1 to 512 characters of a URL or a name"),
     "device": _matching(_DEVICE, "auto, cpu, cuda or cuda:N"),
     "host": _matching(_HOST, "an address or a host name"),
     "port": _integer(0, 65535),

@@ -1,32 +1,38 @@
 """
-AMD SEV-SNP reports through the kernel's configfs-tsm interface.
+AMD SEV-SNP reports and Intel TDX quotes through the kernel's configfs-tsm interface.
 
 Sources: Linux Documentation/ABI/testing/configfs-tsm-report (kernel 6.7 or later); the certificate table of
 the extended guest request, AMD 56421 "SEV-ES Guest-Hypervisor Communication Block Standardization" §4.1.8.1.
 The host fills that table as it likes and need not fill it at all; an operator's folder of certificates
-completes it.
+completes it. A TDX quote is made by the host's quoting service and may take seconds.
 """
 
 from __future__ import annotations
 
-import base64
 import errno
 import secrets
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 from uuid import UUID
 
+from blindbox_attestation.binding import Bound, report_data
+
 from . import Quote, QuoteUnavailable
+from .endorsements import der, read_endorsements, read_event_log, together
 
-TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
-PROVIDER = "sev_guest"
-REPORT_DATA_SIZE = 64
-ATTEMPTS = 5
-ENDORSEMENTS = ("vcek", "vlek", "ask", "asvk", "ark", "crl")
-MAX_ENDORSEMENT = 64 * 1024
+TSM_REPORTS: Final = Path("/sys/kernel/config/tsm/report")
+CCEL: Final = Path("/sys/firmware/acpi/tables/data/CCEL")
+PLATFORMS: Final[Mapping[str, str]] = {"sev_guest": "sev-snp", "tdx_guest": "tdx"}
+"""What the kernel calls the provider → the platform's name in a document."""
 
-CERTIFICATES = {
+ATTEMPTS: Final = 5
+PATIENCE: Final = 60.0  # seconds after which a busy interface is no longer asked again
+PAUSE: Final = 0.1  # before it is asked again the first time; doubled each time
+
+CERTIFICATES: Final = {
     UUID("63da758d-e664-4564-adc5-f4b93be8accd"): "vcek",
     UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1"): "vlek",
     UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782"): "ask",
@@ -35,6 +41,12 @@ CERTIFICATES = {
 }
 _ENTRY = struct.Struct("<16sII")
 _RACED = frozenset({errno.EBUSY, errno.EWOULDBLOCK, errno.EAGAIN, errno.EINTR})
+_NEEDED: Final = {
+    "sev-snp": "an SEV-SNP guest with Linux 6.7 or later is needed, with configfs mounted and the sev-guest "
+    "module loaded",
+    "tdx": "a TDX guest with Linux 6.7 or later is needed, with configfs mounted and the tdx-guest module "
+    "loaded",
+}
 
 
 class Tree:
@@ -79,76 +91,82 @@ class ConfigfsQuoter:
     One report a call, each in an entry of its own.
 
     `privlevel` is the VMPL to ask for (None: the kernel's choice, which is the one it runs at).
-    `endorsements_dir` may hold vcek.der vlek.der ask.der asvk.der ark.der crl.der; a file there wins over the
-    host's table. Files are read at each call, so an operator can renew the revocation list without a restart.
+    A file in `endorsements_dir` wins over the host's table; `event_log` is where a TDX guest finds its CCEL.
+    The kernel bounds each wait for an answer by itself (TDX 30 s, SEV-SNP 60 s); `patience` bounds how long
+    a busy interface is asked again.
     """
-
-    platform = "sev-snp"
 
     def __init__(
         self,
         root: Path = TSM_REPORTS,
         endorsements_dir: Path | None = None,
         *,
+        platform: str = "sev-snp",
         privlevel: int | None = None,
         tree: Tree | None = None,
+        event_log: Path = CCEL,
+        patience: float = PATIENCE,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.platform = platform
         self._root = root
         self._endorsements_dir = endorsements_dir
         self._privlevel = privlevel
         self._tree = tree or Tree()
+        self._event_log = event_log
+        self._patience = patience
+        self._sleep = sleep
 
     def check(self) -> None:
         """Raise now, with a reason, if this machine cannot answer."""
         found = provider(self._root, self._tree)
         if found is None:
-            raise QuoteUnavailable(
-                f"no attestation provider under {self._root}: an SEV-SNP guest with Linux 6.7 or later is "
-                "needed, with configfs mounted and the sev-guest module loaded"
-            )
-        if found != PROVIDER:
-            raise QuoteUnavailable(f"{self._root} is answered by {found!r}; only {PROVIDER!r} is understood")
+            raise QuoteUnavailable(f"no attestation provider under {self._root}: {_NEEDED[self.platform]}")
+        self._refuse_unless_ours(found)
 
-    def quote(self, report_data: bytes) -> Quote:
+    def quote(self, bound: Bound) -> Quote:
         """
-        Ask for a report over `report_data`.
+        Ask for a report over B (SPEC §2.1).
 
         1. make an entry                                   a kernel object of ours alone
-        2. see that AMD hardware answers                   `provider`
+        2. see that the right hardware answers             `provider`
         3. note `generation`, write the options, read      `privlevel`, `inblob` → `outblob`, `auxblob`
         4. see that `generation` moved by our writes only  else another writer raced: again, at most 5 times
         5. remove the entry, whatever happened
         """
-        if len(report_data) != REPORT_DATA_SIZE:
-            raise ValueError(f"report data is {len(report_data)} bytes, expected {REPORT_DATA_SIZE}")
+        data, pause = report_data(bound.digest), PAUSE
+        deadline = time.monotonic() + self._patience
         try:
             for _ in range(ATTEMPTS):
-                answer = self._ask(report_data)
+                answer = self._ask(data)
                 if answer is not None:
                     report, table = answer
                     return Quote(report, self._endorsements(table))
+                if time.monotonic() + pause > deadline:
+                    break
+                self._sleep(pause)
+                pause *= 2
         except OSError as error:
-            raise QuoteUnavailable(f"asking {self._root} for a report failed: {error.strerror}") from error
+            raise QuoteUnavailable(
+                f"asking {self._root} for a report failed: {error.strerror}"
+                + (". Does the host's quoting service run?" if error.errno == errno.ETIMEDOUT else "")
+            ) from error
         raise QuoteUnavailable(
-            f"{self._root} was written to by another process in each of {ATTEMPTS} attempts"
+            f"{self._root} was busy, or written to by another process, in each of {ATTEMPTS} attempts"
         )
 
-    def _ask(self, report_data: bytes) -> tuple[bytes, bytes] | None:
+    def _ask(self, data: bytes) -> tuple[bytes, bytes] | None:
         tree = self._tree
         entry = self._root / f"blindbox-{secrets.token_hex(8)}"
         tree.make(entry)  # 1
         try:
-            found = tree.read(entry / "provider").decode("ascii", "replace").strip()  # 2
-            if found != PROVIDER:
-                raise QuoteUnavailable(
-                    f"{self._root} is answered by {found!r}; only {PROVIDER!r} is understood"
-                )
+            self._refuse_unless_ours(tree.read(entry / "provider").decode("ascii", "replace").strip())  # 2
             before = int(tree.read(entry / "generation"))  # 3
             writes = 1
             if self._privlevel is not None:
                 tree.write(entry / "privlevel", str(self._privlevel).encode())
                 writes += 1
-            tree.write(entry / "inblob", report_data)
+            tree.write(entry / "inblob", data)
             report = tree.read(entry / "outblob")
             table = tree.read(entry / "auxblob") if "auxblob" in tree.names(entry) else b""
             if int(tree.read(entry / "generation")) != before + writes:  # 4
@@ -161,12 +179,22 @@ class ConfigfsQuoter:
             tree.remove(entry)  # 5
         return report, table
 
+    def _refuse_unless_ours(self, found: str) -> None:
+        if PLATFORMS.get(found) != self.platform:
+            (wanted,) = (name for name, platform in PLATFORMS.items() if platform == self.platform)
+            raise QuoteUnavailable(
+                f"{self._root} is answered by {found!r}, and not by {wanted!r} as {self.platform} needs"
+            )
+
     def _endorsements(self, table: bytes) -> Mapping[str, bytes]:
+        laid_ready = read_endorsements(self._endorsements_dir)
+        if self.platform == "tdx":  # the table is AMD's
+            return together(read_event_log(self._event_log), laid_ready)
         found = read_certificate_table(table)
         # Hosts that lease keys file the VLEK's issuer under the GUID of the ASK: there is none for the ASVK.
         if "vlek" in found and "ask" in found:
             found.setdefault("asvk", found["ask"])
-        return found | read_endorsements(self._endorsements_dir)
+        return together(found, laid_ready)
 
 
 def read_certificate_table(table: bytes) -> dict[str, bytes]:
@@ -187,32 +215,7 @@ def read_certificate_table(table: bytes) -> dict[str, bytes]:
             )
         name = CERTIFICATES.get(UUID(bytes=guid)) or CERTIFICATES.get(UUID(bytes_le=guid))
         if name is not None and length:
-            found[name] = _der(table[offset : offset + length])
+            found[name] = der(table[offset : offset + length])
     if any(table):
         raise QuoteUnavailable("the host's certificate table has no end")
     return found
-
-
-def read_endorsements(folder: Path | None) -> dict[str, bytes]:
-    """What the operator laid ready: `<name>.der` for each name of SPEC §2 that is there."""
-    if folder is None:
-        return {}
-    found: dict[str, bytes] = {}
-    for name in ENDORSEMENTS:
-        path = folder / f"{name}.der"
-        if path.is_file():
-            if path.stat().st_size > MAX_ENDORSEMENT:
-                raise QuoteUnavailable(f"{path} is larger than {MAX_ENDORSEMENT} bytes")
-            found[name] = _der(path.read_bytes())
-    return found
-
-
-def _der(certificate: bytes) -> bytes:
-    """Some hosts provision PEM in the table; the document carries DER."""
-    if not certificate.lstrip().startswith(b"-----BEGIN "):
-        return certificate
-    body = certificate.split(b"-----")[2]
-    try:
-        return base64.b64decode(b"".join(body.split()), validate=True)
-    except ValueError as error:
-        raise QuoteUnavailable("a certificate in PEM cannot be read") from error

@@ -8,24 +8,11 @@ deployment which lost its settings stops instead of running unproven.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
+from blindbox_attestation.binding import Bound, report_data
 from blindbox_attestation.simulated import SIMULATED_ENDORSEMENTS, simulated_report
 
 from . import Quote, QuoteUnavailable
-from .configfs import TSM_REPORTS, provider
-
-DEVICES = (Path("/dev/sev-guest"), Path("/dev/tdx_guest"), Path("/dev/tdx-guest"))
-
-
-def hardware(devices: Iterable[Path] = DEVICES, tsm_reports: Path = TSM_REPORTS) -> str | None:
-    """The first sign that this machine can prove itself for real, in words; None on an ordinary machine."""
-    for device in devices:
-        if device.exists():
-            return f"{device} exists"
-    found = provider(tsm_reports)
-    return f"{tsm_reports} has the provider {found!r}" if found is not None else None
+from .machine import Machine
 
 
 class SimulatedQuoter:
@@ -33,13 +20,13 @@ class SimulatedQuoter:
 
     platform = "simulated"
 
-    def __init__(self, *, devices: Iterable[Path] = DEVICES, tsm_reports: Path = TSM_REPORTS) -> None:
-        found = hardware(devices, tsm_reports)
+    def __init__(self, machine: Machine | None = None) -> None:
+        found = (machine or Machine()).platform()
         if found is not None:
             raise QuoteUnavailable(
                 f"this machine can prove itself ({found}), so it makes no simulated evidence; "
-                "use the quoter 'auto' or 'sev-snp'"
+                f"use the quoter 'auto' or {found!r}"
             )
 
-    def quote(self, report_data: bytes) -> Quote:
-        return Quote(simulated_report(report_data), SIMULATED_ENDORSEMENTS)
+    def quote(self, bound: Bound) -> Quote:
+        return Quote(simulated_report(report_data(bound.digest)), SIMULATED_ENDORSEMENTS)

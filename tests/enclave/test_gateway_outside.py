@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from blindbox_attestation.binding import Bound
 from blindbox_attestation.channel import ohttp
 from blindbox_attestation.channel.hpke import KDF_HKDF_SHA256, X25519
 from enclave_app.gateway import GATEWAY, Gateway, Limits
@@ -438,7 +439,7 @@ def test_a_machine_that_gives_no_evidence_is_a_503(error: type[Exception]) -> No
     class Broken:
         platform = "sev-snp"
 
-        def quote(self, report_data: bytes) -> Quote:
+        def quote(self, bound: Bound) -> Quote:
             raise error("the firmware is silent")
 
     gateway = Gateway(Counting(), make_identity(Broken()))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from blindbox_attestation import UnsafeSimulatedPolicy, UnsafeSimulationWarning, verify
+from blindbox_attestation.binding import Bound
 from blindbox_attestation.channel import ohttp
 from blindbox_attestation.channel.hpke import X25519, X_WING, PrivateKey
 from blindbox_attestation.evidence import AttestationDocument
@@ -263,7 +264,7 @@ class SlowQuoter:
         self.most_at_once = 0
         self._lock = threading.Lock()
 
-    def quote(self, report_data: bytes) -> Quote:
+    def quote(self, bound: Bound) -> Quote:
         with self._lock:
             self.quotes += 1
             self.at_once += 1
@@ -271,7 +272,7 @@ class SlowQuoter:
         time.sleep(self.seconds)
         with self._lock:
             self.at_once -= 1
-        return simulated_quoter().quote(report_data)
+        return simulated_quoter().quote(bound)
 
 
 def test_a_flood_of_questions_neither_piles_up_nor_blocks() -> None:

@@ -1,8 +1,9 @@
 """
-A kernel behind real files: configfs-tsm as an SEV-SNP guest sees it, answered by a fake AMD.
+A kernel behind real files: configfs-tsm as an SEV-SNP or a TDX guest sees it, answered by a fake vendor.
 
 Behaves as Linux's drivers/virt/coco/tsm: an entry's attributes appear with it and vanish with it,
-`generation` counts writes, a report is made when it is read, and reading before writing is an error.
+`generation` counts writes, a report is made when it is read, and reading before writing is an error. Only
+AMD's provider has levels and a table of certificates.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import os
 import struct
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from enclave_app.quoting.configfs import CERTIFICATES, Tree
@@ -34,7 +35,7 @@ def certificate_table(certificates: Mapping[str, bytes], *, little_endian: bool 
 class FakeConfigfs(Tree):
     """
     `sign` makes the report; `provider=None` is a kernel without hardware; `races` other writers come in
-    between.
+    between; `failures` are what the first reports end with, as error numbers.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class FakeConfigfs(Tree):
         table: bytes = b"",
         provider: str | None = "sev_guest",
         races: int = 0,
+        failures: Iterable[int] = (),
     ) -> None:
         self.root = root
         self.sign = sign
         self.table = table
         self.provider = provider
         self.races = races
+        self.failures = list(failures)
         self.entries_made: list[str] = []
         self.levels: list[bytes] = []
 
@@ -61,7 +64,8 @@ class FakeConfigfs(Tree):
         self.entries_made.append(entry.name)
         (entry / "provider").write_bytes(self.provider.encode() + b"\n")
         (entry / "generation").write_bytes(b"0\n")
-        for name in ("inblob", "outblob", "auxblob", "privlevel"):
+        extended = ("auxblob", "privlevel") if self.provider == "sev_guest" else ()
+        for name in ("inblob", "outblob", *extended):
             (entry / name).touch()
 
     def remove(self, entry: Path) -> None:
@@ -82,8 +86,12 @@ class FakeConfigfs(Tree):
             asked = (attribute.parent / "inblob").read_bytes()
             if not asked:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            if self.failures:
+                code = self.failures.pop(0)
+                raise OSError(code, os.strerror(code))
             attribute.write_bytes(self.sign(asked))
-            (attribute.parent / "auxblob").write_bytes(self.table)
+            if self.provider == "sev_guest":
+                (attribute.parent / "auxblob").write_bytes(self.table)
             if self.races:
                 self.races -= 1
                 self._advance(attribute.parent)

@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -31,15 +30,15 @@ from enclave_app.gateway import ASGIApp, Gateway
 from enclave_app.identity import Identity
 from enclave_app.quoting import Quoter
 from enclave_app.quoting.simulated import SimulatedQuoter
+from tests.kit.machine import bare_machine
 
 CONFIG_DIGEST = hashlib.sha384(b"the settings of a test").digest()
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-_NOWHERE = Path("/nonexistent")
 
 
 def simulated_quoter() -> SimulatedQuoter:
     """The simulated quoter, also on a machine that has real hardware."""
-    return SimulatedQuoter(devices=(), tsm_reports=_NOWHERE)
+    return SimulatedQuoter(bare_machine())
 
 
 def make_identity(quoter: Quoter | None = None, **options: Any) -> Identity:
