@@ -17,14 +17,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blindbox_attestation.azure.policy import AzureSnpPolicy, AzureTdxPolicy
     from blindbox_attestation.errors import AttestationError, BlindBoxError, InvalidPolicy, SealingError
-    from blindbox_attestation.policy import Policy
+    from blindbox_attestation.gcp.policy import GcpPolicy
+    from blindbox_attestation.nitro.policy import NitroPolicy
+    from blindbox_attestation.policy import AllOf, AnyOf, Policy
     from blindbox_attestation.simulated import UnsafeSimulatedPolicy, UnsafeSimulationWarning
     from blindbox_attestation.snp.policy import SnpPolicy, Tcb
+    from blindbox_attestation.tdx.policy import TdxPolicy
+    from blindbox_attestation.vtpm.boot import EventRule, MeasuredBoot
+    from blindbox_attestation.vtpm.policy import TpmPolicy
 
     from . import requests
     from .adapter import SealedAdapter
+    from .collateral import Collateral
     from .errors import (
+        CollateralUnavailable,
         ForeignRedirect,
         NoEvidence,
         NoPolicy,
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
         ResponseTooLarge,
         StalledResponse,
         TruncatedResponse,
+        UnreadableProof,
         UnsealedAnswer,
     )
     from .proof import Proof
@@ -40,10 +49,20 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 
 _HOMES = {
+    "AllOf": "blindbox_attestation",
+    "AnyOf": "blindbox_attestation",
     "AttestationError": "blindbox.errors",
+    "AzureSnpPolicy": "blindbox_attestation",
+    "AzureTdxPolicy": "blindbox_attestation",
     "BlindBoxError": "blindbox.errors",
+    "Collateral": "blindbox.collateral",
+    "CollateralUnavailable": "blindbox.errors",
+    "EventRule": "blindbox_attestation",
     "ForeignRedirect": "blindbox.errors",
+    "GcpPolicy": "blindbox_attestation",
     "InvalidPolicy": "blindbox.errors",
+    "MeasuredBoot": "blindbox_attestation",
+    "NitroPolicy": "blindbox_attestation",
     "NoEvidence": "blindbox.errors",
     "NoPolicy": "blindbox.errors",
     "OutcomeUnknown": "blindbox.errors",
@@ -57,17 +76,30 @@ _HOMES = {
     "SnpPolicy": "blindbox_attestation",
     "StalledResponse": "blindbox.errors",
     "Tcb": "blindbox_attestation",
+    "TdxPolicy": "blindbox_attestation",
+    "TpmPolicy": "blindbox_attestation",
     "TruncatedResponse": "blindbox.errors",
+    "UnreadableProof": "blindbox.errors",
     "UnsafeSimulatedPolicy": "blindbox_attestation",
     "UnsafeSimulationWarning": "blindbox_attestation",
     "UnsealedAnswer": "blindbox.errors",
 }
 
 __all__ = [
+    "AllOf",
+    "AnyOf",
     "AttestationError",
+    "AzureSnpPolicy",
+    "AzureTdxPolicy",
     "BlindBoxError",
+    "Collateral",
+    "CollateralUnavailable",
+    "EventRule",
     "ForeignRedirect",
+    "GcpPolicy",
     "InvalidPolicy",
+    "MeasuredBoot",
+    "NitroPolicy",
     "NoEvidence",
     "NoPolicy",
     "OutcomeUnknown",
@@ -81,7 +113,10 @@ __all__ = [
     "SnpPolicy",
     "StalledResponse",
     "Tcb",
+    "TdxPolicy",
+    "TpmPolicy",
     "TruncatedResponse",
+    "UnreadableProof",
     "UnsafeSimulatedPolicy",
     "UnsafeSimulationWarning",
     "UnsealedAnswer",

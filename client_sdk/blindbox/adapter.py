@@ -44,13 +44,15 @@ from urllib3.util import SKIP_HEADER
 
 from blindbox_attestation.channel import ohttp
 from blindbox_attestation.errors import InvalidPolicy, MalformedEvidence
+from blindbox_attestation.verify import AnyPolicy
 
 from . import process, question, tenant, trust
 from .answer import OpenedBody, SealedAnswer
+from .collateral import SHARED, Collateral
 from .errors import NoEvidence, NoPolicy, OutcomeUnknown, UnsealedAnswer
 from .origin import origin_of
 from .proof import Proof
-from .session_key import AnyPolicy, ProvenKey, SessionKeys
+from .session_key import ProvenKey, SessionKeys
 from .timeouts import DEFAULT, Deadline, Timeouts
 
 EVIDENCE_PATH = "/.well-known/blindbox/attestation"  # SPEC §1
@@ -81,6 +83,7 @@ class SealedAdapter(HTTPAdapter):
     `policy` is asked for at every origin, or only at `origin` if that is given. Where it does not apply, the
     user's trust store does. With neither, `NoPolicy` is raised before anything is sent.
 
+    `collateral` fetches what vendors publish, where a machine did not send it; with None, nobody is asked.
     `max_retries` counts connections that could not be made. A request that was sent is never repeated by
     urllib3.
     """
@@ -98,11 +101,13 @@ class SealedAdapter(HTTPAdapter):
         keys: SessionKeys | None = None,
         trust_store: trust.TrustStore | None = None,
         token_store: tenant.TokenStore | None = None,
+        collateral: Collateral | None = SHARED,
     ) -> None:
         self.policy = _read(policy)
         self.origin = None if origin is None else origin_of(origin)
         self.max_response_bytes = max_response_bytes
         self.keys = keys if keys is not None else SessionKeys()
+        self.collateral = collateral
         self._trust = trust_store if trust_store is not None else trust.STORE
         self._tokens = token_store if token_store is not None else tenant.STORE
         self._generation = process.generation()
@@ -162,7 +167,8 @@ class SealedAdapter(HTTPAdapter):
         """Have the URL's origin prove itself now, unless it has."""
         self._after_fork()
         route = Route(origin_of(url), verify=verify, cert=cert, proxies=proxies)
-        key = self.keys.get(route.origin, self.policy_for(url, policy, cce_policy), self._fetcher(route))
+        chosen = self.policy_for(url, policy, cce_policy)
+        key = self.keys.get(route.origin, chosen, self._fetcher(route), collateral=self.collateral)
         return Proof.of(key)
 
     def fetch_evidence(self, route: Route, nonce: bytes) -> bytes:
@@ -251,13 +257,14 @@ class SealedAdapter(HTTPAdapter):
         route = Route(origin_of(url), Timeouts.of(timeout), verify, cert, proxies)
         chosen = self.policy_for(url, policy, cce_policy)  # 1
         fetch = self._fetcher(route)
-        key = self.keys.get(route.origin, chosen, fetch)  # 2
+        key = self.keys.get(route.origin, chosen, fetch, collateral=self.collateral)  # 2
         request_id = question.new_id()
         response = self._ask(route, key, request, request_id, stream)  # 3
         if isinstance(response, requests.Response) and not _says(response, 421, "stale-evidence"):
             return response
         did_not_run = response is not None
-        before, key = key, self.keys.get(route.origin, chosen, fetch, instead_of=key)  # 4
+        before = key
+        key = self.keys.get(route.origin, chosen, fetch, instead_of=before, collateral=self.collateral)  # 4
         same_boot = key.verified.boot_id == before.verified.boot_id
         first: ProvenKey | None = before
         if did_not_run or question.may_run_twice(request):

@@ -3,7 +3,9 @@ What can go wrong on the caller's side of the channel, beside what `blindbox_att
 
 AttestationError (shared)
 ├── NoPolicy            nobody said what this origin must prove
-└── NoEvidence          it has no proof to show
+├── NoEvidence          it has no proof to show
+└── CollateralUnavailable  (UntrustedEvidence)   what its vendor publishes could not be had, and is missed
+UnreadableProof         (ValueError)             a saved proof breaks its format, or holds nothing to judge
 SealingError (shared)
 ├── UnsealedAnswer      (ConnectionError)        somebody answered a sealed call in the clear
 ├── TruncatedResponse   (ChunkedEncodingError)   the answer stopped before its authenticated end
@@ -59,6 +61,18 @@ class NoEvidence(AttestationError):
     """What answers at this origin shows no attestation document."""
 
     code = "no-evidence"
+
+
+class CollateralUnavailable(UntrustedEvidence):
+    """
+    What the vendor publishes about the machine was not sent, and could not be fetched: so nothing is proved.
+
+    `code` is what `verify` says is missing; the message tells who was asked, and why there is no answer.
+    """
+
+
+class UnreadableProof(BlindBoxError, ValueError):
+    """A saved proof breaks its format, or holds nothing that could be judged again."""
 
 
 class UnsealedAnswer(SealingError, outer.ConnectionError):
@@ -132,6 +146,7 @@ __all__ = [
     "AttestationError",
     "AttestationException",
     "BlindBoxError",
+    "CollateralUnavailable",
     "DebugAllowed",
     "DebugMode",
     "FalseAttestationReport",
@@ -156,6 +171,7 @@ __all__ = [
     "TruncatedMessage",
     "TruncatedResponse",
     "UnboundKey",
+    "UnreadableProof",
     "UnsealedAnswer",
     "UntrustedEvidence",
     "WrongAnswer",

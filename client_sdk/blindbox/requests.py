@@ -52,6 +52,7 @@ from blindbox_attestation.simulated import UnsafeSimulationWarning
 
 from . import tenant, trust
 from .adapter import AnyPolicyOrFile, SealedAdapter, is_simulated, narrowed
+from .collateral import SHARED, Collateral
 from .errors import (
     AttestationError,
     AttestationException,
@@ -84,7 +85,8 @@ class Session(_requests.Session):
 
     `policy` says what a machine must prove; without it, the policy stored for an origin does (`blindbox
     trust`). With `origin`, `policy` is meant for that origin alone. A call may bring its own `policy=` and
-    `cce_policy=`.
+    `cce_policy=`. What a machine's vendor publishes about it, and the machine did not send, is fetched by
+    `collateral`: from AMD and Intel, from mirrors (`blindbox.Collateral`), or, with None, not at all.
 
     Differences to `requests`: redirects stay within the origin, `verify=` and `cert=` speak of TLS around
     the sealed messages, there are finite default timeouts, and a session can be neither copied nor pickled.
@@ -98,8 +100,11 @@ class Session(_requests.Session):
         cce_policy: str | os.PathLike[str] | None = None,
         max_response_bytes: int | None = 1 << 30,
         adapter: SealedAdapter | None = None,
+        collateral: Collateral | None = SHARED,
     ) -> None:
-        self._door = adapter or SealedAdapter(policy, origin=origin, max_response_bytes=max_response_bytes)
+        self._door = adapter or SealedAdapter(
+            policy, origin=origin, max_response_bytes=max_response_bytes, collateral=collateral
+        )
         self._own_door = adapter is None
         self._cce_policy = cce_policy
         super().__init__()
@@ -195,6 +200,20 @@ class Session(_requests.Session):
             cert=way["cert"],
             proxies=way["proxies"],
         )
+
+    @property
+    def proofs(self) -> dict[str, Proof]:
+        """What each origin proved last to this session's adapters; by origin, the newest last."""
+        doors = {door for door in self.adapters.values() if isinstance(door, SealedAdapter)}
+        keys = [key for door in doors for key in door.keys.latest().values()]
+        keys.sort(key=lambda key: key.verified.verified_at)
+        newest = {key.origin: key for key in keys}
+        return {key.origin: Proof.of(key) for key in keys if newest[key.origin] is key}
+
+    @property
+    def proof(self) -> Proof | None:
+        """The newest of `proofs`; None before any origin has proved itself."""
+        return next(reversed(self.proofs.values()), None)
 
     # ── redirects ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -307,7 +326,12 @@ class SecureSession(Session):
             )
         self.base_url = addr if "://" in addr else f"http://{addr}"
         super().__init__(policy, origin=self.base_url, cce_policy=cce_file)
-        self.proof = self.prove(self.base_url)
+        self._first = self.prove(self.base_url)
+
+    @property
+    def proof(self) -> Proof:
+        """What the machine proved last."""
+        return super().proof or self._first
 
     def request(self, method: str | bytes, endpoint: str | bytes = "", *args: Any, **kwargs: Any) -> Response:  # type: ignore[override]
         if isinstance(endpoint, bytes):

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from blindbox_attestation.channel import ohttp
-from blindbox_attestation.policy import Policy
-from blindbox_attestation.simulated import UnsafeSimulatedPolicy
-from blindbox_attestation.verify import Verified, verify
+from blindbox_attestation.verify import AnyPolicy, Verified, verify
 
 from . import process
+from .collateral import Collateral, Watch
 
-AnyPolicy: TypeAlias = Policy | UnsafeSimulatedPolicy
 Fetch: TypeAlias = Callable[[bytes], bytes]
 """Asks the origin for its attestation document, with a nonce (or b"" for the cached form)."""
 
@@ -38,26 +36,44 @@ class ProvenKey:
     config: ohttp.KeyConfig
     usable_until: datetime
     usable_until_tick: float  # the same by a clock that nobody can set back
+    policy: AnyPolicy = field(repr=False)  # what it was judged by
+    nonce: bytes = field(repr=False)  # our question; none in the cached form
+    document: bytes = field(repr=False)  # the answer, as it came
+    collateral: Mapping[str, bytes] = field(repr=False)  # what was fetched from vendors beside it
 
     def usable(self, now: datetime, tick: float) -> bool:
         return now < self.usable_until and tick < self.usable_until_tick
 
 
-def prove(origin: str, policy: AnyPolicy, fetch: Fetch, *, now: datetime, tick: float) -> ProvenKey:
+def prove(
+    origin: str,
+    policy: AnyPolicy,
+    fetch: Fetch,
+    *,
+    now: datetime,
+    tick: float,
+    collateral: Collateral | None = None,
+    watch: Watch = lambda policy, fetched: None,
+) -> ProvenKey:
     """
     Ask the machine at `origin` to prove itself, and take the key out of the same transcript that was proved.
 
     1. a nonce of our own (none if the policy accepts the cached form)   SPEC §2.1
     2. fetch the document
-    3. verify it                                                         SPEC §4
+    3. verify it, with what its vendor publishes if that was not sent    SPEC §4
     4. choose the key                                                    SPEC §5.1
     """
     nonce = b"" if policy.accept_cached else secrets.token_bytes(NONCE_SIZE)  # 1
     document = fetch(nonce)  # 2
-    verified = verify(document, policy, nonce=nonce, now=now)  # 3
+    fetched: Mapping[str, bytes] = {}
+    if collateral is None:
+        verified = verify(document, policy, nonce=nonce, now=now)  # 3
+    else:
+        verified, fetched = collateral.verify(document, policy, nonce=nonce, now=now, watch=watch)  # 3
     config = ohttp.preferred(ohttp.parse_key_configs(verified.key_config))  # 4
     until = min(verified.not_after, now + policy.max_age)
-    return ProvenKey(origin, verified, config, until, tick + max(0.0, (until - now).total_seconds()))
+    until_tick = tick + max(0.0, (until - now).total_seconds())
+    return ProvenKey(origin, verified, config, until, until_tick, policy, nonce, document, fetched)
 
 
 class SessionKeys:
@@ -78,28 +94,39 @@ class SessionKeys:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._keys: dict[tuple[str, bytes], ProvenKey] = {}
+        self._latest: dict[str, ProvenKey] = {}  # by origin, the newest last
         self._under_way: dict[tuple[str, bytes], _UnderWay] = {}
         self._generation = process.generation()
 
     def get(
-        self, origin: str, policy: AnyPolicy, fetch: Fetch, *, instead_of: ProvenKey | None = None
+        self,
+        origin: str,
+        policy: AnyPolicy,
+        fetch: Fetch,
+        *,
+        instead_of: ProvenKey | None = None,
+        collateral: Collateral | None = None,
     ) -> ProvenKey:
         """
         The proven key for this origin and policy; asks the machine if there is none that may still be used.
 
         `instead_of` is a key that turned out to be of no use: any other that is proven will do.
+        `collateral` fetches what the machine did not send; with None, nobody is asked.
         """
         if self._generation != process.generation():
             with process.guard():
                 if self._generation != process.generation():
                     self._begin()
         if policy.max_age <= timedelta(0):
-            return prove(origin, policy, fetch, now=self._now(), tick=self._tick())
+            key = prove(origin, policy, fetch, now=self._now(), tick=self._tick(), collateral=collateral)
+            with self._lock:
+                self._note(key)
+            return key
         name = (origin, policy.digest)
         with self._lock:
-            key = self._keys.get(name)
-            if key is not None and key is not instead_of and key.usable(self._now(), self._tick()):
-                return key
+            known = self._keys.get(name)
+            if known is not None and known is not instead_of and known.usable(self._now(), self._tick()):
+                return known
             proof = self._under_way.get(name)
             mine = proof is None
             if proof is None:
@@ -107,7 +134,9 @@ class SessionKeys:
         if not mine:
             return proof.wait()
         try:
-            key = proof.key = prove(origin, policy, fetch, now=self._now(), tick=self._tick())
+            key = proof.key = prove(
+                origin, policy, fetch, now=self._now(), tick=self._tick(), collateral=collateral
+            )
         except BaseException as error:
             proof.error = error
             raise
@@ -116,15 +145,26 @@ class SessionKeys:
                 del self._under_way[name]
                 if proof.key is not None:
                     self._keys[name] = proof.key
+                    self._note(proof.key)
                 else:
                     self._keys.pop(name, None)
             proof.done.set()
         return key
 
+    def _note(self, key: ProvenKey) -> None:
+        self._latest.pop(key.origin, None)
+        self._latest[key.origin] = key
+
+    def latest(self) -> dict[str, ProvenKey]:
+        """What each origin proved last, whether or not it may still be used; by origin, the newest last."""
+        with self._lock:
+            return dict(self._latest)
+
     def forget(self) -> None:
         """Drop every proven key."""
         with self._lock:
             self._keys.clear()
+            self._latest.clear()
 
 
 class _UnderWay:
