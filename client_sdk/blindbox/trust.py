@@ -2,17 +2,19 @@
 Which policy belongs to which origin, like known_hosts, but nothing is ever trusted on first use.
 
 A policy comes from a person (`blindbox trust ORIGIN --policy FILE`), never from the network, and no file can
-hold one that accepts simulated evidence: `Policy.from_json` knows no such word.
+hold one that accepts simulated evidence: `policy.read` knows no such word.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from blindbox_attestation import policy as policies
 from blindbox_attestation.errors import InvalidPolicy
-from blindbox_attestation.policy import Policy
+from blindbox_attestation.policy import AnyKind
 
 from . import places
 from .origin import origin_of
@@ -23,13 +25,13 @@ class TrustStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._read: dict[Path, tuple[tuple[int, int, int], Policy]] = {}
+        self._read: dict[Path, tuple[tuple[int, int, int], AnyKind]] = {}
 
     @property
     def folder(self) -> Path:
         return self._folder if self._folder is not None else places.home() / "trust"
 
-    def get(self, url: str) -> Policy | None:
+    def get(self, url: str) -> AnyKind | None:
         """The policy stored for the URL's origin, or None. An unreadable file is an error, not a None."""
         origin = origin_of(url)
         path = places.file_for(self.folder, origin, ".json")
@@ -48,7 +50,7 @@ class TrustStore:
         self._read[path] = (stamp, policy)
         return policy
 
-    def set(self, url: str, policy: Policy) -> str:
+    def set(self, url: str, policy: AnyKind) -> str:
         """Store the policy for the URL's origin, and return that origin."""
         origin = origin_of(url)
         entry = {"version": 1, "origin": origin, "policy": json.loads(policy.to_json())}
@@ -65,18 +67,28 @@ class TrustStore:
             return False
         return True
 
-    def all(self) -> dict[str, Policy]:
+    def all(self) -> dict[str, AnyKind]:
         """Every stored origin and its policy."""
-        found: dict[str, Policy] = {}
-        for path in sorted(self.folder.glob("*.json")):
-            data = _own(path)
-            if data is not None:
-                origin = _entry(data, path)["origin"]
-                found[str(origin)] = _parse(data, str(origin), path)
+        found: dict[str, AnyKind] = {}
+        for _, held in self.each():
+            if isinstance(held, InvalidPolicy):
+                raise held
+            found |= held
         return found
 
+    def each(self) -> Iterator[tuple[Path, dict[str, AnyKind] | InvalidPolicy]]:
+        """Every file of the store: the origin and its policy, or why there is none."""
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                data = _own(path)
+                if data is not None:
+                    origin = str(_entry(data, path)["origin"])
+                    yield path, {origin: _parse(data, origin, path)}
+            except InvalidPolicy as error:
+                yield path, error
 
-def read_policy(path: str | os.PathLike[str]) -> Policy:
+
+def read_policy(path: str | os.PathLike[str]) -> AnyKind:
     """The policy in a file that a person names."""
     try:
         data = Path(path).read_bytes()
@@ -84,7 +96,7 @@ def read_policy(path: str | os.PathLike[str]) -> Policy:
         raise InvalidPolicy(
             f"the policy file {os.fspath(path)!r} cannot be read: {error.strerror}"
         ) from error
-    return Policy.from_json(data)
+    return policies.read(data)
 
 
 def _own(path: Path) -> bytes | None:
@@ -106,11 +118,11 @@ def _entry(data: bytes, path: Path) -> dict[str, object]:
     return entry
 
 
-def _parse(data: bytes, origin: str, path: Path) -> Policy:
+def _parse(data: bytes, origin: str, path: Path) -> AnyKind:
     entry = _entry(data, path)
     if entry["origin"] != origin:
         raise InvalidPolicy(f"{path} speaks about another origin than {origin}")
-    return Policy.from_json(json.dumps(entry["policy"]))
+    return policies.read(json.dumps(entry["policy"]))
 
 
 STORE = TrustStore()

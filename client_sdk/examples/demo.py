@@ -56,7 +56,7 @@ def _journey(session: Any, origin: str, *, epochs: int) -> str:
     _title("1. The proof")
     proof = session.prove(origin)
     for step in proof.steps:
-        mark = {"passed": "✔", "failed": "✘", "not applicable": "–"}[step.outcome]
+        mark = {"passed": "✔", "failed": "✘", "not applicable": "–", "not asked": "·"}[step.outcome]
         print(f"  {mark} {step.number:>2}  {step.name}: {step.detail}")
     print("  ! SIMULATED evidence: the steps are real, the hardware is not. Never use this policy elsewhere.")
 

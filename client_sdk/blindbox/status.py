@@ -1,0 +1,54 @@
+"""What the command `blindbox` ends with: its exit status, and one line about why."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from .printable import plain
+
+DONE: Final = 0
+NOT_PROVED: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+
+
+def status_of(error: Exception) -> tuple[int, str]:
+    """The exit status for an error, and what is said about it. Raises it again if it is none of ours."""
+    from requests import RequestException
+
+    from .errors import AttestationError, InvalidPolicy, NoPolicy, SealingError, UnreadableProof
+
+    if isinstance(error, NoPolicy):  # which says what to type, in lines of its own
+        return USAGE, str(error)
+    why = plain(str(error))
+    if isinstance(error, InvalidPolicy | UnreadableProof):
+        return USAGE, why
+    if isinstance(error, AttestationError):
+        return NOT_PROVED, f"not proved: {why} [{error.code}]"
+    if isinstance(error, SealingError):  # its key configuration, well proved, is none that is spoken here
+        return NOT_PROVED, f"not proved: {why}"
+    if isinstance(error, ValueError):  # the URL; some of them are RequestExceptions too
+        return USAGE, why
+    if isinstance(error, RequestException):
+        return UNREACHABLE, f"not reached: {_brief(error)}"
+    if isinstance(error, OSError):
+        return USAGE, f"{error.filename or 'file'}: {error.strerror or error}"
+    raise error
+
+
+def complain(message: str, status: int) -> int:
+    """Say it where errors belong, and return the status."""
+    for number, line in enumerate(message.split("\n")):
+        print(plain(line if number else f"blindbox: {line}"), file=sys.stderr)
+    return status
+
+
+def _brief(error: BaseException) -> str:
+    """The first sentence of what the network layers tell."""
+    from requests.exceptions import SSLError
+
+    if isinstance(error, SSLError) and "WRONG_VERSION_NUMBER" in str(error):
+        return "it does not speak TLS at this port; did you mean http://?"
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return str(reason or error).rpartition(": ")[2] or type(error).__name__
