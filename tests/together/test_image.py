@@ -65,7 +65,10 @@ def pins(name: str) -> dict[str, tuple[str, frozenset[str]]]:
         if entry.strip():
             requirement, *options = entry.split()
             package, version = requirement.split("==")
-            found[package] = (version, frozenset(option.removeprefix("--hash=sha256:") for option in options))
+            hashes = [
+                option for option in options if option.startswith("--hash=")
+            ]  # not: ; sys_platform == …
+            found[package] = (version, frozenset(one.removeprefix("--hash=sha256:") for one in hashes))
     return found
 
 

@@ -32,7 +32,8 @@ SOURCES = [
 ]
 DATA = {".json", ".pem", ".crt", ".der"}
 
-# requests, cryptography and what these two ask for; nothing else is a client's business.
+# requests, cryptography and what these two ask for, and the judge of TDX quotes; nothing else is a client's
+# business.
 COMES_WITH_IT = {
     "blindbox",
     "requests",
@@ -41,6 +42,7 @@ COMES_WITH_IT = {
     "idna",
     "urllib3",
     "cryptography",
+    "dcap-qvl",
     "cffi",
     "pycparser",
 }
@@ -118,23 +120,24 @@ def test_the_wheel_marks_both_packages_as_typed(wheel: Path) -> None:
     assert {"blindbox/py.typed", "blindbox_attestation/py.typed"} <= set(names)
 
 
-def test_the_wheel_asks_for_requests_and_cryptography_only(wheel: Path) -> None:
+def test_the_wheel_asks_for_requests_cryptography_and_dcap_qvl_only(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     asked = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist") or []
     assert sorted(line.split("<")[0].split(">")[0].strip() for line in asked if "extra ==" not in line) == [
         "cryptography",
+        "dcap-qvl",
         "requests",
     ]
 
 
-def test_nothing_comes_with_the_wheel_but_requests_and_cryptography_and_theirs(alone: Path) -> None:
+def test_nothing_comes_with_the_wheel_but_what_it_asks_for_and_theirs(alone: Path) -> None:
     names = ask(
         alone,
         "import json; from importlib.metadata import distributions\n"
         "print(json.dumps([one.metadata['Name'].lower() for one in distributions()]))",
     )
-    assert {"blindbox", "requests", "cryptography"} <= set(names)
+    assert {"blindbox", "requests", "cryptography", "dcap-qvl"} <= set(names)
     assert set(names) - {"pip", "setuptools"} <= COMES_WITH_IT
 
 

@@ -1,0 +1,162 @@
+"""
+The bytes that carry no meaning: changed, the evidence says the same, and is accepted.
+
+Each has a reason. What is not listed here must be noticed; `test_every_bit.py` looks, and asserts how
+many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tests.kit.tpm import ALGORITHMS, NO_ACTION, SIZES, VARIABLE
+
+ASKED_FOR: Final = ("SecureBoot", "db")
+"""The variables that the specimens' policies look for."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some bits of a file, found by a rule, and why nobody minds them."""
+
+    why: str
+    bits: Callable[[bytes], Iterable[int]]
+    size: int  # how many bits there are in the specimen
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A field of one event of a boot's log, and where it lies in the file."""
+
+    name: str  # "kind", "sha1" and so on for a digest, "data"
+    register: int
+    kind: int
+    begins: int
+    ends: int
+
+    def bits(self) -> range:
+        return range(8 * self.begins, 8 * self.ends)
+
+
+def pieces(log: bytes) -> Iterator[Piece]:
+    """The fields of every event but the first, which is a header."""
+    (size,) = struct.unpack_from("<I", log, 28)
+    at = 32 + size
+    while at < len(log):
+        register, kind, count = struct.unpack_from("<III", log, at)
+        yield Piece("kind", register, kind, at + 4, at + 8)
+        at += 12
+        for _ in range(count):
+            (algorithm,) = struct.unpack_from("<H", log, at)
+            name = next(name for name, number in ALGORITHMS.items() if number == algorithm)
+            yield Piece(name, register, kind, at + 2, at + 2 + SIZES[name])
+            at += 2 + SIZES[name]
+        (size,) = struct.unpack_from("<I", log, at)
+        yield Piece("data", register, kind, at + 4, at + 4 + size)
+        at += 4 + size
+
+
+def of_the_header(log: bytes) -> Iterator[int]:
+    """Its register (any of 24), its class of platform, and two numbers about the text it follows."""
+    yield from range(5)
+    for begins, ends in ((48, 52), (54, 56)):
+        yield from range(8 * begins, 8 * ends)
+
+
+def other_banks(log: bytes) -> Iterator[int]:
+    for piece in pieces(log):
+        if piece.name in ("sha1", "sha384"):
+            yield from piece.bits()
+
+
+def words_beside(log: bytes) -> Iterator[int]:
+    """Type and data of the events whose digest is all that counts: those of no variable that is asked for."""
+    fields = list(pieces(log))
+    kinds, datas = ([one for one in fields if one.name == name] for name in ("kind", "data"))
+    for kind, data in zip(kinds, datas, strict=True):
+        name = log[data.begins + 32 : data.ends]
+        if kind.kind == VARIABLE and name.startswith(tuple(one.encode("utf-16-le") for one in ASKED_FOR)):
+            continue
+        # An event that says it was not measured at all would be missing from its register.
+        yield from (bit for at, bit in enumerate(kind.bits()) if kind.kind ^ 1 << at != NO_ACTION)
+        yield from data.bits()
+
+
+def unvouched(member: str, mask: bytes) -> Callable[[bytes], Iterator[int]]:
+    """Bits of a member in base64 that change it, canonically still, in nothing but what `mask` has."""
+
+    def found(evidence: bytes) -> Iterator[int]:
+        text = json.loads(evidence)[member].encode("ascii")
+        begins = evidence.index(text)
+        value = int.from_bytes(b64decode(text))
+        allowed = int.from_bytes(mask.ljust(len(b64decode(text)), b"\x00"))
+        for bit in range(8 * len(text)):
+            changed = bytearray(text)
+            changed[bit // 8] ^= 1 << bit % 8
+            try:
+                other = b64decode(bytes(changed), validate=True)
+            except ValueError:
+                continue
+            if b64encode(other) == changed and not (int.from_bytes(other) ^ value) & ~allowed:
+                yield 8 * begins + bit
+
+    return found
+
+
+NOBODY_ASKS: Final = (0xFFFF_FFFF ^ 0x0007_0032).to_bytes(4)
+"""Attributes of a key other than fixedTPM, fixedParent, sensitiveDataOrigin, restricted, decrypt and sign."""
+
+_LOG: Final = (
+    Span("the header tells where the log is from, and nobody asks", of_the_header, 5 + 6 * 8),
+    Span("digests of banks that were not quoted", other_banks, 16 * 8 * (20 + 48)),
+    Span("no digest covers types, and nobody believes the data of these events", words_beside, 2335),
+)
+_AREA: Final = (
+    Span(
+        "ak_area is the sender's word, by which only a key that was made wrongly is found: which hash its "
+        "name has, and what else it may do",
+        unvouched("ak_area", b"\x00\x00\xff\xff" + NOBODY_ASKS),
+        34,
+    ),
+)
+
+MEANINGLESS: Mapping[tuple[str, str], tuple[Span, ...]] = {
+    ("tpm-ecc", "evidence"): _AREA,
+    ("tpm-ecc", "event_log"): _LOG,
+    ("tpm-rsa", "evidence"): _AREA,
+    ("tpm-rsa", "event_log"): _LOG,
+    ("az-snp", "event_log"): _LOG,
+}
+"""(specimen, file) → the spans in it."""
+
+PADDED: Mapping[tuple[str, str], str] = {
+    ("tdx", "evidence"): "the kernel hands out quotes in a buffer that is filled up with zeros",
+    ("az-snp-vtpm", "ak_chain"): "the TPM's memory that holds it is filled up with zeros",
+    ("az-tdx-vtpm", "ak_chain"): "as on the other processor",
+}
+"""(platform, file) → why zeros may follow the bytes that mean something, or be missing there."""
+
+
+def means_the_same(platform: str, file: str, one: bytes, other: bytes) -> bool:
+    """
+    Whether two files differ at most in zeros at their end, where those carry no meaning, or are two
+    spellings of one JSON: nobody signs that, only what is in it.
+    """
+    if (platform, file) in PADDED:
+        one, other = one.rstrip(b"\x00"), other.rstrip(b"\x00")
+    return one == other or ((told := _told(one)) is not None and told == _told(other))
+
+
+def _told(data: bytes) -> object:
+    try:
+        told = json.loads(data)
+    except ValueError:
+        return None
+    if isinstance(told, dict) and isinstance(quote := told.get("td_quote"), str):
+        told["td_quote"] = b64decode(quote).rstrip(b"\x00")
+    return told
