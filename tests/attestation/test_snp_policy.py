@@ -18,7 +18,7 @@ from blindbox_attestation.errors import (
 )
 from blindbox_attestation.snp import MilanWarning, SnpPolicy, Tcb, appraise
 from tests.kit import NOON
-from tests.kit.amd import MEASUREMENT, FakeAmd
+from tests.kit.amd import CLOUD, MEASUREMENT, FakeAmd
 
 AMD = FakeAmd("Genoa")
 TURIN = FakeAmd("Turin")
@@ -249,3 +249,17 @@ def test_naming_milan_warns() -> None:
     """Its attestation keys have been extracted in software."""
     with pytest.warns(MilanWarning):
         SnpPolicy(measurements={MEASUREMENT}, minimum_tcb={"Milan": AMD.tcb})
+
+
+def test_a_machine_of_another_cloud_is_refused_when_the_policy_names_clouds() -> None:
+    """C-51: the same image and a genuine key, held by somebody else."""
+    amd = FakeAmd("Milan", signing_key="vlek")
+    report = amd.report()
+    appraise(report, amd.endorsements(), amd.snp_policy(csp_ids={CLOUD}), now=NOON)
+    with pytest.raises(PolicyRefused) as refused:
+        appraise(report, amd.endorsements(), amd.snp_policy(csp_ids={"CN=elsewhere"}), now=NOON)
+    assert refused.value.code == "cloud-not-listed"
+    genoa = FakeAmd("Genoa")  # a chip's own key names no cloud
+    with pytest.raises(PolicyRefused) as refused:
+        appraise(genoa.report(), genoa.endorsements(), genoa.snp_policy(csp_ids={CLOUD}), now=NOON)
+    assert refused.value.code == "cloud-not-listed"

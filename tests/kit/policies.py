@@ -54,6 +54,7 @@ CHANGED: Final[dict[str, dict[str, Any]]] = {
         "vmpl": 1,
         "signing_keys": ["vcek", "vlek"],
         "chip_ids": ["33" * 64],
+        "csp_ids": ["CN=cc-us-east-2.amazonaws.com"],
         "id_key_digests": [OTHER],
         "author_key_digests": [OTHER],
         "host_data": "44" * 32,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal, cast
 
+from .. import policy_values
 from ..errors import (
     DebugAllowed,
     InvalidPolicy,
@@ -72,6 +73,7 @@ class SnpPolicy:
     vmpl: int = 0
     signing_keys: Set[str] = frozenset({"vcek"})
     chip_ids: Set[bytes] | None = None  # 64 bytes each; 8 will do for Turin
+    csp_ids: Set[str] | None = None  # the clouds whose VLEK may sign; a VCEK names none
     host_data: bytes | None = None
     minimum_guest_svn: int = 0
     allow_smt: bool = True
@@ -93,6 +95,8 @@ class SnpPolicy:
             freeze(self, "chip_ids", frozenset(one.ljust(CHIP_ID_SIZE, b"\x00") for one in ids))
             if bytes(CHIP_ID_SIZE) in (self.chip_ids or ()):
                 raise InvalidPolicy("a chip id of zeros is that of a chip which hides it")
+        if self.csp_ids is not None:
+            freeze(self, "csp_ids", policy_values.words("csp_ids", self.csp_ids))
         if self.host_data is not None:
             _digests("host_data", [self.host_data], HOST_DATA_SIZE)
         for name in ("id_key_digests", "author_key_digests"):
@@ -357,6 +361,20 @@ class SnpPolicy:
                 message=f"the chip is {chip}, which the policy does not name",
             )
             told.append(f"chip {chip[:16]}…")
+        cloud = claims.csp_id or "not told"
+        if self.csp_ids is None:
+            finding.not_asked("cloud", found=cloud, source=f"{claims.signing_key} certificate, cspID")
+        else:
+            finding.expect(
+                claims.csp_id in self.csp_ids,
+                "cloud",
+                found=cloud,
+                wanted=self.csp_ids,
+                source=f"{claims.signing_key} certificate, cspID",
+                code="cloud-not-listed",
+                message=f"the cloud is {cloud!a}, which the policy does not name",
+            )
+            told.append(f"cloud {cloud}")
         if told:
             finding.passed(", ".join(told))
         else:

@@ -86,6 +86,7 @@ FORMS: Final[Mapping[str, Form]] = {
         TURIN_CHIP_ID_SIZE,
         about="The processors that are accepted; without it, any genuine one.",
     ),
+    "csp_ids": policy_form.texts(about="The clouds whose VLEK may sign, as its certificate names them."),
     "id_key_digests": policy_form.hex_set(KEY_DIGEST_SIZE, about="Keys that may have signed the ID block."),
     "author_key_digests": policy_form.hex_set(KEY_DIGEST_SIZE, about="Keys that may stand behind those."),
     "host_data": policy_form.hex_one(HOST_DATA_SIZE, about="What the host must have given at launch."),

@@ -53,6 +53,13 @@ def in_words(policy: SnpPolicy) -> Words:
             "Any genuine processor passes, also one in somebody else's house.",
         ),
         (
+            policy.csp_ids is not None,
+            f"A key that a cloud holds for its machines is of {' or '.join(sorted(policy.csp_ids or ()))}.",
+            "Which cloud holds such a key is not asked."
+            if "vlek" in policy.signing_keys
+            else "Which cloud runs the processor is not told by its certificate.",
+        ),
+        (
             policy.id_key_digests is not None or policy.author_key_digests is not None,
             "The ID block is signed by a key that is named.",
             "Who signed the ID block is not asked.",
