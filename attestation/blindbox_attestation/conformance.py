@@ -112,7 +112,9 @@ class Case:
         if "nonce_text" in told:
             nonce = strict_json.text(told["nonce_text"], "nonce_text", 1024).encode("ascii")
         elif told.get("nonce") is not None:
-            nonce = strict_json.from_hex(told["nonce"], "nonce", range(1025))
+            nonce = _nonce(told["nonce"])
+        if nonce == b"":
+            raise UnreadableCase("an empty nonce says nothing; leave it out")
         return cls(
             platform=strict_json.text(told["platform"], "platform") if "platform" in told else "",
             evidence=file(told.get("evidence", told.get("document")), "evidence"),
@@ -120,7 +122,7 @@ class Case:
             nonce=nonce,
             now=_time(told["now"]),
             policy=_with_roots(read(text), told.get("roots", {})),
-            expect=told.get("expect"),
+            expect=_expected(told["expect"]) if "expect" in told else None,
         )
 
     def judge(self) -> Verdict:
@@ -238,12 +240,31 @@ def _der(data: bytes) -> bytes:
     return b"".join(base64.b64decode(b"".join(body.split()), validate=True) for body in _PEM.findall(data))
 
 
+def _nonce(value: object) -> bytes:
+    if not isinstance(value, str) or not re.fullmatch(r"(?:[0-9a-f]{2}){1,1024}", value):
+        raise UnreadableCase("nonce is not 1 to 1024 bytes in lower-case hex; left out, it is not asked")
+    return bytes.fromhex(value)
+
+
+def _expected(value: object) -> strict_json.Object:
+    """Read strictly: a misspelt expectation would never be disappointed, or always."""
+    told = strict_json.fields(value, "expect", ("verdict",), ("code", "step"))
+    if told["verdict"] not in ("accept", "refuse"):
+        raise UnreadableCase(f"the verdict expected is {told['verdict']!a}, and not 'accept' or 'refuse'")
+    return told
+
+
 def _time(value: object) -> datetime:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return datetime.fromtimestamp(value, UTC)
-    found = datetime.fromisoformat(strict_json.text(value, "now"))
+    try:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, UTC)
+        found = datetime.fromisoformat(strict_json.text(value, "now"))
+    except (ValueError, OverflowError, OSError) as error:
+        raise UnreadableCase(
+            f"now is {value!a}, expected Unix seconds or a time like '2026-06-01T12:00:00Z'"
+        ) from error
     if found.tzinfo is None:
-        raise UnreadableCase("now does not say its time zone")
+        raise UnreadableCase(f"now is {value!a} without a time zone; end it with Z for UTC")
     return found
 
 

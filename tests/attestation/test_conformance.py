@@ -96,6 +96,7 @@ def test_without_a_nonce_nothing_is_said_about_freshness(
         {"now": "2026-06-01T12:00:00"},
         {"now": "noon"},
         {"nonce": "xyz"},
+        {"nonce": ""},
         {"nonce_text": "and a nonce"},
         {"evidence": "nowhere.bin"},
         {"evidence": "vectors:snp/report.bin"},
@@ -104,6 +105,7 @@ def test_without_a_nonce_nothing_is_said_about_freshness(
         {"endorsements": {"passport": "vcek.der"}},
         {"roots": {"tdx": {}}},
         {"roots": {"snp": {"00": "Genoa"}}},
+        {"roots": {"snp.ak": {}}},
         {"roots": []},
         {"colour": "blue"},
         {"version": 2},
@@ -167,13 +169,34 @@ def test_several_cases_take_the_worst_status(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"nonce": "xyz"}, "nonce is not 1 to 1024 bytes in lower-case hex"),
+        ({"now": "noon"}, "now is 'noon', expected Unix seconds or a time like"),
+        ({"now": 10**18}, "now is 1000000000000000000, expected Unix seconds or a time like"),
+        ({"now": "2026-06-01T12:00:00"}, "without a time zone; end it with Z"),
+        ({"expect": ["accept"]}, "expect is not an object"),
+        ({"expect": {}}, "expect has no 'verdict'"),
+        ({"expect": {"verdict": "accepted"}}, "is 'accepted', and not 'accept' or 'refuse'"),
+        ({"expect": {"verdict": "refuse", "kode": "bad-signature"}}, "unknown key 'kode'"),
+    ],
+)
+def test_what_is_wrong_with_a_case_is_said_so_that_it_can_be_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], told: str
+) -> None:
+    status, (line,) = judged(capsys, "--expect", write_case(tmp_path, **changes))
+    assert (status, line["verdict"]) == (2, "unreadable")
+    assert told in line["detail"]
+
+
+@pytest.mark.parametrize(
     ("expect", "status"),
     [
         ({"verdict": "refuse", "code": "wrong-nonce", "step": 8}, 0),
         ({"verdict": "refuse"}, 0),
         ({"verdict": "accept"}, 1),
         ({"verdict": "refuse", "code": "vmpl"}, 1),
-        ({"verdict": "refuse", "mood": "good"}, 1),
+        ({"verdict": "refuse", "mood": "good"}, 2),
         (None, 2),
     ],
 )
