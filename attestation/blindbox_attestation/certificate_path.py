@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Final
 
 from .errors import UntrustedEvidence
-from .walk import Finding
+from .walk import Finding, moment
 from .x509 import Certificate, Scheme
 
 REMEMBERED: Final = 256
@@ -78,18 +78,18 @@ def trace(
 def _expect_valid(
     name: str, certificate: Certificate, at: datetime, early: timedelta, finding: Finding
 ) -> None:
-    found = f"{certificate.not_before:%Y-%m-%d %H:%M:%S} to {certificate.not_after:%Y-%m-%d %H:%M:%S} UTC"
+    found = f"{moment(certificate.not_before)} to {moment(certificate.not_after)}"
     finding.expect(
         # Differences only: a certificate may name the first or the last moment that there is.
         certificate.not_before - at <= early and at <= certificate.not_after,
         f"{name}: valid",
         found=found,
-        wanted=f"{at:%Y-%m-%d %H:%M:%S} UTC",
+        wanted=moment(at),
         source=name,
         error=UntrustedEvidence,
         code="certificate-not-valid-now",
         message=f"the {name} ({certificate.common_name!a}) is valid from {found}, "
-        f"and the time is {at:%Y-%m-%d %H:%M:%S}",
+        f"and the time is {moment(at)}",
     )
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from .errors import MalformedEvidence
@@ -31,7 +32,6 @@ BANK_SIZES: Final = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
 # Types of events: PFP §10.4.1
 NO_ACTION: Final = 0x00000003
 SEPARATOR: Final = 0x00000004
-EFI_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
 
 EFI_GLOBAL: Final = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
 """EFI_GLOBAL_VARIABLE of UEFI 2.10 §3.3, as it lies in memory."""
@@ -42,7 +42,7 @@ _STARTUP_LOCALITY: Final = b"StartupLocality\x00"
 _LOCALITIES: Final = (0, 3, 4)
 _LONGEST_NAME: Final = 128  # characters, of a variable
 
-_MAY_BE_PADDING: Final = (b"", b"\x00", b"\xff")
+_MAY_BE_PADDING: Final = (0x00, 0xFF)
 
 _FIRST: Final = struct.Struct("<II20sI")
 _ABOUT: Final = struct.Struct("<16sIBBBBI")
@@ -112,23 +112,7 @@ class EventLog:
         """Everything is read: nothing may follow but the padding of the table that held it."""
         if len(data) > MAX_LOG:
             raise _malformed(f"{len(data)} bytes, at most {MAX_LOG} are read")
-        banks, at = _header(data)
-        form = _Form(banks)
-        locality: int | None = None
-        started = False
-        events: list[Event] = []
-        while not _ends(data, at):
-            if len(events) >= MAX_EVENTS:
-                raise _malformed(f"more than {MAX_EVENTS} events")
-            event, at = form.event(data, at)
-            if event.kind != NO_ACTION:
-                events.append(event)
-                started = started or event.register == 0
-            elif event.data.startswith(_STARTUP_LOCALITY):
-                if locality is not None or started or event.register != 0:
-                    raise _malformed("a startup locality twice, too late, or of another register than 0")
-                locality = _locality(event.data)
-        return cls(tuple(banks.values()), locality or 0, tuple(events))
+        return _log(data)
 
     def of(self, register: int) -> tuple[Event, ...]:
         return tuple(event for event in self.events if event.register == register)
@@ -140,6 +124,25 @@ class EventLog:
             if event.is_separator(bank):
                 return found[:at]
         return ()
+
+
+@lru_cache(maxsize=8)  # a machine sends the same log with every quote
+def _log(data: bytes) -> EventLog:
+    banks, at = _header(data)
+    locality: int | None = None
+    started = False
+    events: list[Event] = []
+    for event in _events(data, at, banks):
+        if len(events) >= MAX_EVENTS:
+            raise _malformed(f"more than {MAX_EVENTS} events")
+        if event.kind != NO_ACTION:
+            events.append(event)
+            started = started or event.register == 0
+        elif event.data.startswith(_STARTUP_LOCALITY):
+            if locality is not None or started or event.register != 0:
+                raise _malformed("a startup locality twice, too late, or of another register than 0")
+            locality = _locality(event.data)
+    return EventLog(tuple(banks.values()), locality or 0, tuple(events))
 
 
 def replay(log: EventLog, bank: str) -> dict[int, bytes]:
@@ -185,8 +188,6 @@ def _header(data: bytes) -> tuple[dict[int, str], int]:
 
 def _ends(data: bytes, at: int) -> bool:
     """Whether nothing follows, or only the padding of a table that was larger: all FF, or all zero."""
-    if data[at : at + 1] not in _MAY_BE_PADDING:
-        return False
     head = data[at : at + _HEAD.size]
     if not head:
         return True
@@ -198,38 +199,27 @@ def _ends(data: bytes, at: int) -> bool:
     return False
 
 
-class _Form:
-    """TCG_PCR_EVENT2 (PFP §10.2.2): a digest of every algorithm, in the header's order, and the data."""
-
-    def __init__(self, banks: Mapping[int, str]) -> None:
-        self._algorithms = tuple(banks)
-        self._banks = tuple(banks.values())
-        digests = "".join(f"H{BANK_SIZES[bank]}s" for bank in self._banks)
-        self._layout = struct.Struct(f"<III{digests}I")  # up to the data
-        self._of_algorithms = slice(3, -1, 2)
-        self._of_digests = slice(4, -1, 2)
-
-    def event(self, data: bytes, at: int) -> tuple[Event, int]:
-        layout = self._layout
+def _events(data: bytes, at: int, banks: Mapping[int, str]) -> Iterator[Event]:
+    """TCG_PCR_EVENT2 (PFP §10.2.2) one after another, up to the padding; one loop, for there are hundreds."""
+    algorithms, names, count = tuple(banks), tuple(banks.values()), len(banks)
+    digests = "".join(f"H{BANK_SIZES[name]}s" for name in names)
+    head = struct.Struct(f"<III{digests}I")  # up to the data; a digest of every algorithm, in their order
+    unpack, size, last = head.unpack_from, head.size, len(data)
+    while not (at >= last or data[at] in _MAY_BE_PADDING) or not _ends(data, at):
         try:
-            told = layout.unpack_from(data, at)
+            told = unpack(data, at)
         except struct.error as error:
             raise _malformed("an event is cut short") from error
         register = told[0]
-        if (
-            register not in _REGISTERS
-            or told[2] != len(self._banks)
-            or told[self._of_algorithms] != self._algorithms
-        ):
+        if register not in _REGISTERS or told[2] != count or told[3:-1:2] != algorithms:
             raise _malformed(
                 "an event of no register, or without a digest of each algorithm of the header in turn"
             )
-        begins = at + layout.size
-        ends = begins + told[-1]
-        if ends > len(data):
+        begins = at + size
+        at = begins + told[-1]
+        if at > last:
             raise _malformed("an event is cut short")
-        digests = dict(zip(self._banks, told[self._of_digests], strict=True))
-        return Event(register, told[1], digests, data[begins:ends]), ends
+        yield Event(register, told[1], dict(zip(names, told[4:-1:2], strict=True)), data[begins:at])
 
 
 def _locality(data: bytes) -> int:

@@ -38,6 +38,9 @@ MAX_DEPTH: Final = 12  # of the JSON
 DEEPEST: Final = 2
 """An `AnyOf` of `AllOf`s of policies, or the other way round, and no deeper."""
 
+MOST: Final = 64
+"""Policies within an `AnyOf` or `AllOf`, all together: a machine is judged by each of them anew."""
+
 LONGEST_AGE: Final = timedelta(hours=24)  # a key does not live longer: SPEC §3
 LONGEST_SKEW: Final = timedelta(hours=1)
 
@@ -184,6 +187,8 @@ class _Several:
         object.__setattr__(self, "policies", tuple(self.policies))
         if _depth(self) > DEEPEST:
             raise InvalidPolicy(f"policies within policies, more than {DEEPEST} deep")
+        if _count(self) > MOST:
+            raise InvalidPolicy(f"{name} holds {_count(self)} policies, at most {MOST} are judged")
         if not self.platforms:
             raise InvalidPolicy("no platform is named by all of the policies, so they would accept nobody")
         object.__setattr__(self, "digest", digest_of(_LABEL, self))
@@ -259,6 +264,10 @@ def _depth(policy: object) -> int:
     return 1 + max(map(_depth, policy.policies)) if isinstance(policy, _Several) else 0
 
 
+def _count(policy: object) -> int:
+    return sum(map(_count, policy.policies)) if isinstance(policy, _Several) else 1
+
+
 def _has_host_data(policy: AnyKind) -> bool:
     if isinstance(policy, Policy):
         return any(hasattr(PARTS[key].kind, "with_host_data") for key in policy.keys)
@@ -301,6 +310,10 @@ def _read(value: object, where: str) -> AnyKind:
     for word, kind in _WORDS.items():
         if isinstance(value, dict) and word in value:
             several = strict_json.items(strict_json.fields(value, where, (word,))[word], f"{where}: {word}")
+            if len(several) > MOST:  # before all of them are made
+                raise InvalidPolicy(
+                    f"{where}: {word} holds {len(several)} policies, at most {MOST} are judged"
+                )
             return kind([_read(one, f"{where}: {word}[{number}]") for number, one in enumerate(several)])
     told = strict_json.fields(value, where, (), (*PARTS, "accept_cached", *_SECONDS))
     wishes: dict[str, Any] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from . import strict_json
-from .policy import DEEPEST, LONGEST_AGE, LONGEST_SKEW, PARTS, VERSION
+from .policy import DEEPEST, LONGEST_AGE, LONGEST_SKEW, MOST, PARTS, VERSION
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -37,7 +37,12 @@ def _kinds(deep: int, *, top: bool) -> list[strict_json.Object]:
     version = _VERSION if top else {}
     kinds = [_policy(version)]
     if deep:
-        inner = {"type": "array", "minItems": 1, "items": {"oneOf": _kinds(deep - 1, top=False)}}
+        inner = {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MOST,
+            "items": {"oneOf": _kinds(deep - 1, top=False)},
+        }
         kinds += [
             _object({**version, word: {**inner, "description": about}}, [*version, word])
             for word, about in _SEVERAL.items()

@@ -21,6 +21,7 @@ Object = dict[str, Any]
 # A string is skipped in one go, closed or not, so that the scan stays linear.
 _ALL_BUT_BRACKETS = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?+)++', re.DOTALL)
 _DEEPER = {"{": 1, "[": 1, "}": -1, "]": -1}
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 
 
@@ -103,7 +104,7 @@ def from_base64(value: object, where: str) -> bytes:
     """
     Base64 of the standard alphabet, padded, with unused bits zero: bytes have one spelling (RFC 4648 §3.5).
     """
-    if not isinstance(value, str) or not value.isascii():
+    if not isinstance(value, str):
         raise JsonRefused(f"{where} is not base64", "wrong-type")
     try:
         found = b64decode(value, validate=True)
@@ -119,11 +120,7 @@ def to_base64(value: bytes) -> str:
 
 
 def from_hex(value: object, where: str, sizes: Collection[int]) -> bytes:
-    if (
-        not isinstance(value, str)
-        or not re.fullmatch(r"(?:[0-9a-f]{2})*", value)
-        or len(value) // 2 not in sizes
-    ):
+    if not isinstance(value, str) or not _HEX.fullmatch(value) or len(value) // 2 not in sizes:
         expected = " or ".join(str(size) for size in sorted(sizes))
         raise JsonRefused(f"{where} is not {expected} bytes in lower-case hex", "wrong-type")
     return bytes.fromhex(value)

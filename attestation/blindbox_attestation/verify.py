@@ -19,7 +19,7 @@ from .platforms import PLATFORMS, SIMULATION, Claims, Platform
 from .policy import AllOf, AnyOf, Policy
 from .simulated import UnsafeSimulatedPolicy
 from .steps import Check, Outcome, Step
-from .walk import Finding, Walk
+from .walk import Finding, Walk, moment
 
 __all__ = ["AnyPolicy", "Check", "Step", "Verified", "appraise", "verify"]
 
@@ -84,24 +84,38 @@ def verify(
     if now.tzinfo is None:
         raise ValueError("now must say its time zone")
     now = now.astimezone(UTC)
+    question = _Question(nonce, now, policy.accept_cached, policy.clock_skew)
+    return _judged(document, policy, question, collateral or {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What was asked and when, and on whose terms: of several policies in one, the strictest's."""
+
+    nonce: bytes
+    now: datetime
+    accept_cached: bool
+    clock_skew: timedelta
+
+
+def _judged(
+    document: bytes, policy: AnyPolicy, question: _Question, collateral: Mapping[str, bytes]
+) -> Verified:
     if isinstance(policy, AnyOf):
-        return _any_of(document, policy, nonce=nonce, now=now, collateral=collateral)
+        return _any_of(document, policy, question, collateral)
     if isinstance(policy, AllOf):
-        proofs = [
-            verify(document, one, nonce=nonce, now=now, collateral=collateral) for one in policy.policies
-        ]
+        proofs = [_judged(document, one, question, collateral) for one in policy.policies]
         return replace(proofs[-1], steps=_all_steps([proof.steps for proof in proofs]))
-    return _verify(document, policy, nonce=nonce, now=now, collateral=collateral or {})
+    return _verify(document, policy, question, collateral)
 
 
 def _verify(
     document: bytes,
     policy: Policy | UnsafeSimulatedPolicy,
-    *,
-    nonce: bytes,
-    now: datetime,
+    question: _Question,
     collateral: Mapping[str, bytes],
 ) -> Verified:
+    now = question.now
     walk = Walk()
     with walk.step(1) as finding:
         claimed = AttestationDocument.parse(document)
@@ -124,7 +138,7 @@ def _verify(
             code="unbound-key",
             message="the evidence is genuine, but it was made for another key or another transcript",
         )
-        _check_question(claimed.transcript, policy, nonce, now, finding)
+        _check_question(claimed.transcript, question, finding)
     platform.judge(claims, accepted, walk=walk)
     told = claimed.transcript
     return Verified(
@@ -147,14 +161,12 @@ def _verify(
     )
 
 
-def _any_of(
-    document: bytes, policy: AnyOf, *, nonce: bytes, now: datetime, collateral: Mapping[str, bytes] | None
-) -> Verified:
+def _any_of(document: bytes, policy: AnyOf, question: _Question, collateral: Mapping[str, bytes]) -> Verified:
     """The first policy that accepts; if none does, the refusal of the one that came furthest."""
     refusals: list[AttestationError] = []
     for one in policy.policies:
         try:
-            return verify(document, one, nonce=nonce, now=now, collateral=collateral)
+            return _judged(document, one, question, collateral)
         except AttestationError as error:
             refusals.append(error)
     raise max(refusals, key=lambda error: len(error.steps))
@@ -188,6 +200,8 @@ def appraise(
     document's nonce. With None, nothing is said about freshness. It says nothing about any key: for
     that use `verify`. Raises `AttestationError`.
     """
+    if nonce == b"":
+        raise ValueError("an empty nonce is in all evidence that was made for none; give one, or None")
     walk = Walk() if walk is None else walk
     with walk.step(2) as finding:
         judge, accepted = _accepted(platform, policy)
@@ -235,12 +249,11 @@ def _accepted(platform: str, policy: Policy | UnsafeSimulatedPolicy) -> tuple[Pl
     return found, wish
 
 
-def _check_question(
-    told: Transcript, policy: Policy | UnsafeSimulatedPolicy, nonce: bytes, now: datetime, finding: Finding
-) -> None:
+def _check_question(told: Transcript, question: _Question, finding: Finding) -> None:
     """Step 8, second half: it answers the question that was asked, and its time is now."""
+    nonce, now = question.nonce, question.now
     asked = FRESH if nonce else CACHED
-    if asked == CACHED and not policy.accept_cached:
+    if asked == CACHED and not question.accept_cached:
         raise PolicyRefused(
             "cached evidence was asked for, and the policy does not accept it", code="form-not-accepted"
         )
@@ -277,18 +290,18 @@ def _check_question(
     )
     finding.expect(
         not_before < not_after
-        and not_before - now <= policy.clock_skew  # differences: a sum may leave the calendar
-        and now - not_after <= policy.clock_skew,
+        and not_before - now <= question.clock_skew  # differences: a sum may leave the calendar
+        and now - not_after <= question.clock_skew,
         "time",
-        found=f"{not_before:%Y-%m-%d %H:%M:%S} to {not_after:%Y-%m-%d %H:%M:%S} UTC",
-        wanted=f"{now:%Y-%m-%d %H:%M:%S} UTC, give or take {policy.clock_skew}",
+        found=f"{moment(not_before)} to {moment(not_after)}",
+        wanted=f"{moment(now)}, give or take {question.clock_skew}",
         source="transcript",
         error=UnboundKey,
         code="outside-validity",
-        message=f"the key is valid from {not_before:%Y-%m-%d %H:%M:%S} to {not_after:%Y-%m-%d %H:%M:%S} UTC, "
-        f"and now is {now:%Y-%m-%d %H:%M:%S}; is this machine's clock right?",
+        message=f"the key is valid from {moment(not_before)} to {moment(not_after)}, "
+        f"and now is {moment(now)}; is this machine's clock right?",
     )
-    finding.passed(f"{'our nonce' if nonce else 'cached'}, valid until {not_after:%Y-%m-%d %H:%M:%S} UTC")
+    finding.passed(f"{'our nonce' if nonce else 'cached'}, valid until {moment(not_after)}")
 
 
 def _time(seconds: int) -> datetime:

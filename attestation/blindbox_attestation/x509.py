@@ -48,6 +48,11 @@ PKCS1_SHA256: Final = frozenset({bytes.fromhex("300d06092a864886f70d01010b0500")
 
 SMALLEST_RSA: Final = 2048
 
+# Made once: to make one takes a while, and the first one in a process loads what it needs.
+ECDSA_WITH_SHA256: Final = ECDSA(SHA256())
+ECDSA_WITH_SHA384: Final = ECDSA(SHA384())
+_PSS_SHA384: Final = PSS(MGF1(SHA384()), SALT_SIZE)
+
 _BASIC_CONSTRAINTS = "2.5.29.19"
 _KEY_USAGE = "2.5.29.15"
 _UNDERSTOOD = frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE})
@@ -69,14 +74,14 @@ class Scheme:
 def _rsa_4096_pss_sha384(key: PublicKey, signature: bytes, content: bytes) -> bool:
     if not isinstance(key, RSAPublicKey) or key.key_size != 4096:
         return False
-    key.verify(signature, content, PSS(MGF1(SHA384()), SALT_SIZE), SHA384())
+    key.verify(signature, content, _PSS_SHA384, SHA384())
     return True
 
 
 def _p384_sha384(key: PublicKey, signature: bytes, content: bytes) -> bool:
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
         return False
-    key.verify(signature, content, ECDSA(SHA384()))
+    key.verify(signature, content, ECDSA_WITH_SHA384)
     return True
 
 
@@ -99,6 +104,11 @@ class Signed:
     content: bytes  # the exact bytes under the signature
     algorithm: bytes  # DER of the AlgorithmIdentifier
     signature: bytes
+
+    @classmethod
+    def of(cls, der: bytes) -> Signed:
+        """Of a certificate or a list, before anything in it is read. Raises `NotDer`."""
+        return _outer(der)[1]
 
     def is_signed_by(self, issuer: PublicKey, scheme: Scheme = RSA_4096_PSS_SHA384) -> bool:
         """Whether the issuer's key signed it in this way, and in no other."""

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ..errors import AttestationError
-from ..steps import Step
 from ..walk import Finding, Walk
 
 T = TypeVar("T")
@@ -33,7 +32,7 @@ class Beneath(Generic[T]):
             self._failure = error
         self._steps = {step.number: step for step in walk.steps}
 
-    def tell(self, number: int, finding: Finding) -> Step:
+    def tell(self, number: int, finding: Finding) -> None:
         """Write down what the layer below found in this step; if it failed there, its error is raised."""
         step = self._steps[number]
         finding.checks.extend(step.checks)
@@ -41,7 +40,6 @@ class Beneath(Generic[T]):
             assert self._failure is not None
             raise self._failure
         finding.outcome, finding.detail = step.outcome, step.detail
-        return step
 
     def tell_later(self, walk: Walk) -> None:
         """

@@ -142,7 +142,10 @@ class AzurePolicy:
         checks = [
             "The processor's report was made for this machine's TPM, and the TPM's quote for this connection."
         ]
-        unchecked = []
+        unchecked = [
+            "Of which boot the processor's report is: with the TPM's key it may be of an earlier one, "
+            "with the firmware levels and the settings that the machine had then."
+        ]
         for wish, yes, no in (
             (self.secure_boot == REQUIRED, "Secure boot is on.", "Whether secure boot is on."),
             (

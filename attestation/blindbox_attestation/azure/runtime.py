@@ -88,7 +88,7 @@ def _attestation_key(keys: list[Any]) -> RSAPublicKey:
 
 def _unsigned(value: object, where: str) -> int:
     """Base64urlUInt of RFC 7518 §2: big endian, no zero in front, no padding, one spelling."""
-    if not isinstance(value, str) or not value.isascii() or len(value) > MOST_BITS // 4:
+    if not isinstance(value, str) or len(value) > MOST_BITS // 4:
         raise strict_json.JsonRefused(f"{where} is not base64url", "wrong-type")
     try:
         data = urlsafe_b64decode(value + "=" * (-len(value) % 4))

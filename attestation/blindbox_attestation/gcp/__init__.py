@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from ..walk import Walk
+from ..walk import Walk, moment
 from . import chain
 from .claims import GcpClaims
 from .policy import GcpPolicy
@@ -44,7 +44,7 @@ def authenticate(
         )
     with walk.step(6) as finding:
         chain.check_time(token, finding, now=now, skew=policy.clock_skew)
-        finding.passed(f"Google speaks for the machine, until {token.expires_at:%Y-%m-%d %H:%M:%S} UTC")
+        finding.passed(f"Google speaks for the machine, until {moment(token.expires_at)}")
     with walk.step(7) as finding:
         chain.check_signature(token, leaf, finding)
         finding.passed("signed by Google, not by the hardware: RSA PKCS #1 v1.5 with the leaf certificate")

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from .. import certificate_path
 from ..errors import UnboundKey, UntrustedEvidence
-from ..walk import Finding
+from ..walk import Finding, moment
 from ..x509 import RSA_PKCS1_SHA256, Certificate, Signed
 from .token import Token
 
@@ -38,13 +38,13 @@ def check_time(token: Token, finding: Finding, *, now: datetime, skew: timedelta
     finding.expect(
         begins - now <= skew and now - ends < skew,
         "time of the token",
-        found=f"{begins:%Y-%m-%d %H:%M:%S} to {ends:%Y-%m-%d %H:%M:%S} UTC",
-        wanted=f"{now:%Y-%m-%d %H:%M:%S} UTC, give or take {skew}",
+        found=f"{moment(begins)} to {moment(ends)}",
+        wanted=f"{moment(now)}, give or take {skew}",
         source="iat, nbf, exp",
         error=UnboundKey,
         code="token-not-valid-now",
-        message=f"the token is valid from {begins:%Y-%m-%d %H:%M:%S} to {ends:%Y-%m-%d %H:%M:%S} UTC, "
-        f"and now is {now:%Y-%m-%d %H:%M:%S}. Is it an old one, or is this machine's clock wrong?",
+        message=f"the token is valid from {moment(begins)} to {moment(ends)}, "
+        f"and now is {moment(now)}. Is it an old one, or is this machine's clock wrong?",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from ..walk import Walk
+from ..walk import Walk, moment
 from . import chain
 from .claims import NitroClaims
 from .document import Document
@@ -44,7 +44,7 @@ def authenticate(
         )
     with walk.step(6) as finding:
         chain.check_age(document, finding, now=now, most=policy.max_age, skew=policy.clock_skew)
-        finding.passed(f"written at {document.timestamp:%Y-%m-%d %H:%M:%S} UTC")
+        finding.passed(f"written at {moment(document.timestamp)}")
     with walk.step(7) as finding:
         chain.check_signature(document, leaf, finding)
         finding.passed("ECDSA P-384 with the enclave's leaf certificate")

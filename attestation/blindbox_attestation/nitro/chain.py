@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from .. import certificate_path
 from ..errors import UnboundKey, UntrustedEvidence
-from ..walk import Finding
+from ..walk import Finding, moment
 from ..x509 import P384_SHA384, Certificate, Signed
 from .document import SIGNATURE_SIZE, Document
 
@@ -61,13 +61,13 @@ def check_age(
     finding.expect(
         -skew <= now - told <= most,
         "age of the document",
-        found=f"{told:%Y-%m-%d %H:%M:%S} UTC",
-        wanted=f"at most {most} before {now:%Y-%m-%d %H:%M:%S} UTC, or {skew} after it",
+        found=moment(told),
+        wanted=f"at most {most} before {moment(now)}, or {skew} after it",
         source="timestamp",
         error=UnboundKey,
         code="outside-validity",
-        message=f"the document was written at {told:%Y-%m-%d %H:%M:%S} UTC, and now is "
-        f"{now:%Y-%m-%d %H:%M:%S}; it may be {most} old. Is it an old one, or is this machine's clock wrong?",
+        message=f"the document was written at {moment(told)}, and now is "
+        f"{moment(now)}; it may be {most} old. Is it an old one, or is this machine's clock wrong?",
     )
 
 

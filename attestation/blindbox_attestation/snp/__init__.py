@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from ..walk import Walk
+from ..walk import Walk, day
 from . import chain
 from .claims import SnpClaims
 from .policy import MilanWarning, SnpPolicy
@@ -42,9 +42,7 @@ def authenticate(
     with walk.step(5) as finding:
         if policy.revocation == "required":
             listed = chain.check_revocation(certificates, endorsements, now=now, finding=finding)
-            finding.passed(
-                f"list of {listed.this_update:%Y-%m-%d}, valid until {listed.next_update:%Y-%m-%d}"
-            )
+            finding.passed(f"list of {day(listed.this_update)}, valid until {day(listed.next_update)}")
         else:
             finding.was_not_asked("the policy says that revocation is not checked")
     with walk.step(6) as finding:

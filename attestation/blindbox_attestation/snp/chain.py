@@ -15,14 +15,13 @@ from functools import lru_cache
 from typing import Final, cast
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA384
 
 from ..der import IA5_STRING, NotDer, Reader
 from ..errors import MalformedEvidence, RevokedEvidence, UntrustedEvidence
-from ..walk import Finding
-from ..x509 import Certificate, RevocationList
+from ..walk import Finding, day, moment
+from ..x509 import ECDSA_WITH_SHA384, Certificate, RevocationList, Signed
 from .report import KEY_NAMES, KEY_VCEK, KEY_VLEK, SIGNED_SIZE, Report
 from .tcb import FAMILIES, LAYOUTS, Tcb
 
@@ -139,9 +138,9 @@ def trace(
         message=f"the {kind.leaf} certificate does not hold a P-384 key",
     )
     chain = (("ark", root), (kind.intermediate, intermediate), (kind.leaf, leaf))
-    time = f"{now:%Y-%m-%d %H:%M}"
+    time = moment(now)
     for what, certificate in chain:
-        valid = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
+        valid = f"{day(certificate.not_before)} to {day(certificate.not_after)}"
         finding.expect(
             certificate.not_before <= now <= certificate.not_after,
             f"{what} validity",
@@ -241,7 +240,7 @@ def _revocation_list(der: bytes) -> RevocationList:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _signed_list(issuer: bytes, der: bytes) -> bool:
-    return _revocation_list(der).signed.is_signed_by(_certificate(issuer, "ark").public_key)
+    return Signed.of(der).is_signed_by(_certificate(issuer, "ark").public_key)
 
 
 # --- step 5: revocation -------------------------------------------------------------------------------------
@@ -256,14 +255,16 @@ def check_revocation(
         raise RevokedEvidence(
             "the revocation list was not sent, and the policy requires one", code="crl-missing"
         )
+    root = chain.root
     try:
-        listed = _revocation_list(der)
+        # A list may have thousands of entries: they are read, and kept, only if they are the root's.
+        signed = root.may_sign_crls and _signed_list(root.der, der)
+        listed = _revocation_list(der) if signed else None
     except NotDer as error:
         raise RevokedEvidence(
             f"the revocation list cannot be read: {error}", code="crl-bad-signature"
         ) from error
-    root = chain.root
-    genuine = listed.issuer == root.subject and root.may_sign_crls and _signed_list(root.der, der)
+    genuine = listed is not None and listed.issuer == root.subject
     finding.expect(
         genuine,
         "revocation list signature",
@@ -274,16 +275,17 @@ def check_revocation(
         code="crl-bad-signature",
         message=f"the revocation list is not one of {root.common_name!a}",
     )
-    valid = f"{listed.this_update:%Y-%m-%d} to {listed.next_update:%Y-%m-%d}"
+    assert listed is not None
+    valid = f"{day(listed.this_update)} to {day(listed.next_update)}"
     finding.expect(
         listed.this_update <= now <= listed.next_update,
         "revocation list validity",
         found=valid,
-        wanted=f"{now:%Y-%m-%d %H:%M}",
+        wanted=moment(now),
         source="crl",
         error=RevokedEvidence,
         code="crl-not-valid-now",
-        message=f"the revocation list is valid from {valid}, and now is {now:%Y-%m-%d %H:%M}",
+        message=f"the revocation list is valid from {valid}, and now is {moment(now)}",
     )
     # The list speaks about what the root has issued: itself and the intermediates. Leaves all have serial 0.
     for certificate in (root, chain.intermediate):
@@ -452,7 +454,7 @@ def check_signature(evidence: bytes, report: Report, key: EllipticCurvePublicKey
 
 def _is_signed(key: EllipticCurvePublicKey, signature: bytes, content: bytes) -> bool:
     try:
-        key.verify(signature, content, ECDSA(SHA384()))
+        key.verify(signature, content, ECDSA_WITH_SHA384)
     except InvalidSignature:
         return False
     return True

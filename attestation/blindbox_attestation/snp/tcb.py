@@ -109,7 +109,10 @@ class Tcb:
         return self.bootloader, self.snp, self.microcode, self.tee, self.fmc
 
     def __str__(self) -> str:
-        return ", ".join([f"{part} {value}" for part, value in zip(PARTS, self._numbers, strict=True)])
+        return (
+            f"bootloader {self.bootloader}, snp {self.snp}, microcode {self.microcode}, "
+            f"tee {self.tee}, fmc {self.fmc}"
+        )
 
 
 @lru_cache(maxsize=64)  # a report has four, mostly the same

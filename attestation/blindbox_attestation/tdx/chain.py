@@ -19,14 +19,13 @@ from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from ..der import OCTET_STRING, SEQUENCE, NotDer, Reader
 from ..errors import MalformedEvidence, RevokedEvidence, UntrustedEvidence
-from ..walk import Finding
-from ..x509 import Certificate, PublicKey, RevocationList, Scheme
+from ..walk import Finding, day, moment
+from ..x509 import ECDSA_WITH_SHA256, Certificate, PublicKey, RevocationList, Scheme, Signed
 from .collateral import Collateral, QeIdentity, TcbInfo
 from .quote import Quote
 
@@ -39,7 +38,7 @@ TCB_SIGNING: Final = "Intel SGX TCB Signing"
 def _p256_sha256(key: PublicKey, signature: bytes, content: bytes) -> bool:
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
         return False
-    key.verify(signature, content, ECDSA(SHA256()))
+    key.verify(signature, content, ECDSA_WITH_SHA256)
     return True
 
 
@@ -321,11 +320,12 @@ def _check_list(
 def _list(what: str, der: bytes, issuer_der: bytes) -> RevocationList:
     issuer = _certificate(issuer_der)
     try:
-        listed = RevocationList.parse(der)
+        # A list may have thousands of entries: they are read only if they are the issuer's.
+        signed = issuer.may_sign_crls and Signed.of(der).is_signed_by(issuer.public_key, INTEL)
+        listed = RevocationList.parse(der) if signed else None
     except NotDer as error:
         raise RevokedEvidence(f"{what} cannot be read: {error}", code="crl-bad-signature") from error
-    signed = listed.signed.is_signed_by(issuer.public_key, INTEL)
-    if listed.issuer != issuer.subject or not issuer.may_sign_crls or not signed:
+    if listed is None or listed.issuer != issuer.subject:
         raise RevokedEvidence(f"{what} is not a list of {issuer.common_name!a}", code="crl-bad-signature")
     return listed
 
@@ -418,23 +418,13 @@ def _expect_valid(
     finding.expect(
         valid,
         f"validity of {what}",
-        found=_window(start, end),
-        wanted=_second(now),
+        found=f"{day(start)} to {day(end)}",
+        wanted=moment(now),
         source=what,
         error=error,
         code=code,
         message=""
         if valid
-        else f"{what} is valid from {_second(start)} to {_second(end)}, and now is {_second(now)}; "
+        else f"{what} is valid from {moment(start)} to {moment(end)}, and now is {moment(now)}; "
         "is this machine's clock right, and the collateral a new one?",
     )
-
-
-@lru_cache(maxsize=_CACHED)
-def _window(start: datetime, end: datetime) -> str:
-    return f"{start:%Y-%m-%d} to {end:%Y-%m-%d}"
-
-
-@lru_cache(maxsize=_CACHED)
-def _second(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
@@ -158,10 +158,10 @@ def _statement(told: strict_json.Object, what: str) -> Statement:
 def _time(told: strict_json.Object, what: str, name: str) -> datetime:
     value = told.get(name)
     try:
-        found = datetime.fromisoformat(value).astimezone(UTC) if isinstance(value, str) else None
-    except (ValueError, OverflowError):
+        found = datetime.fromisoformat(value) if isinstance(value, str) and value.endswith("Z") else None
+    except ValueError:
         found = None
-    # ISO 8601 has many spellings, of which one is Intel's.
+    # ISO 8601 has many spellings, of which one is Intel's. Z is UTC.
     if found is None or found.strftime(_TIME) != value:
         raise _malformed(f"{what}: {name} is no time of the form 2026-01-31T12:00:00Z")
     return found

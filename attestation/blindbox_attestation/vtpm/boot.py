@@ -31,9 +31,14 @@ Bank = Literal["sha256", "sha384"]
 SecureBoot = Literal["required", "unchecked"]
 Log = Literal["required", "unused"]
 
-RESETTABLE: Final = (16, 23)  # PFP §2.3.4: any program may set them back to zero
+RESETTABLE: Final = (16, 20, 21, 22, 23)
+"""
+TCG PC Client Platform TPM Profile, table of PCR attributes: programs may set these back to zero, 20 to 22
+only a kernel, which has locality 2.
+"""
 FIRMWARE: Final = range(8)  # registers that only the firmware extends, and tells in its log
 LOGGED: Final = range(16)
+BOOT_PROGRAM: Final = 4
 SECURE_BOOT: Final = 7
 MAX_RULES: Final = 64
 SHA256_SIZE: Final = 32
@@ -94,8 +99,8 @@ class MeasuredBoot:
     """
     What must be true of a machine's boot: at least one register or one event is named.
 
-    `secure_boot="required"` (and `events`) are read from the event log. Software may reset PCR16 and PCR23 at
-    any time, so that nothing can be asked of them.
+    `secure_boot="required"` (and `events`) are read from the event log. Software may reset PCR16 and PCR20 to
+    PCR23 at any time, so that nothing can be asked of them.
     """
 
     pcrs: Mapping[int, Set[bytes]] = field(default_factory=lambda: MappingProxyType({}))
@@ -171,10 +176,10 @@ class MeasuredBoot:
         _check_replay(measured, SECURE_BOOT, finding)
         measured_first = _variables(log, SECURE_BOOT, self.bank) or [None]
         told = [
-            one is not None and (one.vendor, one.name) == (EFI_GLOBAL, "SecureBoot") and one.value
+            one.value if one is not None and (one.vendor, one.name) == (EFI_GLOBAL, "SecureBoot") else None
             for one in measured_first
         ]
-        values = [value for value in told if value is not False]
+        values = [value for value in told if value is not None]
         words = {b"\x00": "off", b"\x01": "on"}
         finding.expect(
             told[0] == b"\x01" and len(values) == 1,  # a second one is what the setup changed it to
@@ -258,6 +263,11 @@ class MeasuredBoot:
                     f"The firmware's variable {rule.variable} in PCR{rule.register} is a named one."
                 )
         unchecked: list[str] = []
+        if BOOT_PROGRAM not in self.relied_on:
+            unchecked.append(
+                "Which program the firmware started (PCR4). Any that it may start can extend a register "
+                "above 7 to whatever value is named."
+            )
         if self.event_log == "required":
             checks.append("The log of the boot adds up to the quoted registers of the firmware.")
         else:
@@ -290,8 +300,8 @@ def _variables(log: EventLog, register: int, bank: str) -> list[Variable | None]
     What the firmware measured into a register before it began to boot; None for what is no variable.
 
     Whoever hands over the log may call an event by another type and give it other data. So the type is not
-    asked, and where the digest of one event is not that of its data, nothing is told at all: that event may be
-    the one which takes back another.
+    asked; and where the digest of one event is not that of its data, nothing is told at all, for that event
+    may be the one which takes back another.
     """
     events = log.before_separator(register, bank)
     if not all(event.data_is_measured(bank) for event in events):

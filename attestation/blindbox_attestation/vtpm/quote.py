@@ -14,7 +14,6 @@ from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
-    ECDSA,
     SECP256R1,
     SECP384R1,
     EllipticCurvePublicKey,
@@ -30,7 +29,7 @@ from ..errors import MalformedEvidence, UntrustedEvidence
 from ..event_log import BANK_SIZES, BANKS
 from ..strict_json import JsonRefused
 from ..walk import Finding
-from ..x509 import SMALLEST_RSA, PublicKey
+from ..x509 import ECDSA_WITH_SHA256, ECDSA_WITH_SHA384, SMALLEST_RSA, PublicKey
 from .tpm_bytes import TpmReader
 
 MAGIC: Final = 0xFF544347
@@ -40,6 +39,8 @@ RSAPSS: Final = 0x0016
 ECDSA_SCHEME: Final = 0x0018
 SCHEMES: Final = {RSASSA: "RSASSA", RSAPSS: "RSAPSS", ECDSA_SCHEME: "ECDSA"}
 HASHES: Final[dict[int, HashAlgorithm]] = {0x000B: SHA256(), 0x000C: SHA384()}
+
+_ECDSA: Final = {"sha256": ECDSA_WITH_SHA256, "sha384": ECDSA_WITH_SHA384}
 
 PCRS: Final = range(24)
 BANKS_READ: Final = ("sha256", "sha384")
@@ -261,7 +262,7 @@ def _is_signed(content: bytes, signature: Signature, key: PublicKey) -> bool:
     algorithm = HASHES[signature.hash_algorithm]
     try:
         if isinstance(key, EllipticCurvePublicKey):
-            key.verify(signature.value, content, ECDSA(algorithm))
+            key.verify(signature.value, content, _ECDSA[algorithm.name])
         else:
             # A TPM salts as much as fits, or, in FIPS mode, as much as the hash is long: part 1, annex B.7.
             padding = PKCS1v15() if signature.scheme == RSASSA else PSS(MGF1(algorithm), PSS.AUTO)
