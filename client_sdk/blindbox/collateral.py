@@ -395,5 +395,15 @@ def _host(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+class _Nobody(Collateral):
+    """Asks nobody. What earlier proofs have shown counts all the same."""
+
+    def complete(self, document: bytes, policy: AnyPolicy, *, now: datetime) -> Fetched:
+        return Fetched()
+
+
 SHARED: Final = Collateral()
 """For everybody who does not bring one: AMD's and Intel's own services."""
+
+NOBODY: Final = _Nobody()
+"""For `collateral=None`."""

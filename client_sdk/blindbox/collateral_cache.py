@@ -181,7 +181,6 @@ class Cache:
         with contextlib.suppress(
             OSError
         ):  # a folder that cannot be written costs a question at the next start
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             places.write(_file(folder, item.url), _encode(item, kept))
             _sweep(folder)
 

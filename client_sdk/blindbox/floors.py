@@ -93,7 +93,7 @@ def _locked(path: Path) -> Iterator[None]:
     except ImportError:  # not on Windows: there, of two processes at the same instant, one may be forgotten
         yield
         return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    places.make(path.parent)
     descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -63,8 +63,16 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
+def make(folder: Path) -> None:
+    """Make a folder, and those above it that are missing; to these `mkdir` gives what the umask leaves."""
+    for above in reversed(folder.parents):
+        if not above.exists():
+            above.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def _draft(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make(path.parent)
     draft = path.with_name(f".{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

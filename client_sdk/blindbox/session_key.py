@@ -16,10 +16,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from blindbox_attestation.channel import ohttp
-from blindbox_attestation.verify import AnyPolicy, Verified, verify
+from blindbox_attestation.verify import AnyPolicy, Verified
 
 from . import process
-from .collateral import Collateral, Watch
+from .collateral import NOBODY, Collateral, Watch
 
 Fetch: TypeAlias = Callable[[bytes], bytes]
 """Asks the origin for its attestation document, with a nonce (or b"" for the cached form)."""
@@ -65,11 +65,8 @@ def prove(
     """
     nonce = b"" if policy.accept_cached else secrets.token_bytes(NONCE_SIZE)  # 1
     document = fetch(nonce)  # 2
-    fetched: Mapping[str, bytes] = {}
-    if collateral is None:
-        verified = verify(document, policy, nonce=nonce, now=now)  # 3
-    else:
-        verified, fetched = collateral.verify(document, policy, nonce=nonce, now=now, watch=watch)  # 3
+    asked = NOBODY if collateral is None else collateral
+    verified, fetched = asked.verify(document, policy, nonce=nonce, now=now, watch=watch)  # 3
     config = ohttp.preferred(ohttp.parse_key_configs(verified.key_config))  # 4
     until = min(verified.not_after, now + policy.max_age)
     until_tick = tick + max(0.0, (until - now).total_seconds())

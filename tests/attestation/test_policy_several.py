@@ -20,7 +20,7 @@ from blindbox_attestation import (
     UnsafeSimulatedPolicy,
     verify,
 )
-from blindbox_attestation.policy import DEEPEST, AnyKind, read
+from blindbox_attestation.policy import DEEPEST, MOST, AnyKind, read
 from tests.kit import NOON
 from tests.kit.amd import KEY_CONFIG, FakeAmd
 from tests.kit.policies import LEAST, policy
@@ -49,6 +49,19 @@ def code(document: bytes, asked: AnyKind) -> str:
 
 
 # --- made in code ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_machine_is_not_judged_by_thousands_of_policies(kind: Any) -> None:
+    """C-17, C-18: a proof file brings a stranger's policy, and each part of it costs a whole judgement."""
+    assert kind([SNP] * MOST).policies
+    with pytest.raises(InvalidPolicy, match=f"at most {MOST}"):
+        kind([SNP] * (MOST + 1))
+    with pytest.raises(InvalidPolicy, match=f"at most {MOST}"):
+        AnyOf([AllOf([SNP] * MOST), SNP])
+    word = {AnyOf: "any_of", AllOf: "all_of"}[kind]
+    with pytest.raises(InvalidPolicy, match=f"{word} holds 5000 policies, at most {MOST}"):
+        read(json.dumps({"version": 1, word: [{}] * 5000}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -293,3 +306,18 @@ def test_cached_evidence_is_taken_by_none_of_several_unless_by_each() -> None:
     with pytest.raises(AttestationError) as refused:
         verify(cached, AllOf([takes, refuses]), nonce=b"", now=NOON)
     assert refused.value.code == "form-not-accepted"
+
+
+def test_any_of_several_is_no_way_around_the_strictest_of_their_times() -> None:
+    """C-1, C-24: one of them would take cached evidence, or a clock that is an hour late."""
+    cached = AMD.document(KEY_CONFIG, b"")
+    takes, refuses = AMD.policy(accept_cached=True), AMD.policy()
+    with pytest.raises(AttestationError) as refused:
+        verify(cached, AnyOf([refuses, AllOf([takes])]), nonce=b"", now=NOON)
+    assert refused.value.code == "form-not-accepted"
+    verify(cached, AnyOf([takes, takes]), nonce=b"", now=NOON)
+    end = int(NOON.timestamp()) - 60
+    late = AMD.document(KEY_CONFIG, NONCE, not_before=end - 600, not_after=end)
+    patient, exact = (AMD.policy(clock_skew=timedelta(seconds=skew)) for skew in (600, 0))
+    assert code(late, AnyOf([patient])) == "accepted"
+    assert code(late, AnyOf([exact, patient])) == "outside-validity"

@@ -5,14 +5,14 @@ Intel's collateral, fetched: from a stand-in of its service that serves real col
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blindbox import Collateral, CollateralUnavailable, download, intel_pcs
+from blindbox import Collateral, CollateralUnavailable, download, intel_pcs, session_key
 from blindbox.collateral import _snp_report, intel_platform
 from blindbox.collateral_cache import WrongContent
 from blindbox_attestation import tdx
@@ -22,9 +22,11 @@ from blindbox_attestation.policy import AnyOf, Policy
 from blindbox_attestation.roots import INTEL_ROOTS
 from blindbox_attestation.snp.report import Report
 from blindbox_attestation.tdx.policy import TdxPolicy
+from enclave_app.identity import Identity
 from tests.kit import NOON
 from tests.kit.amd import FakeAmd
 from tests.kit.azure import from_foreign
+from tests.kit.enclave import simulated_quoter
 from tests.kit.intel import EVALUATION, FMSPC, FakeIntel, entry, pem, tlv
 from tests.kit.pcs import SGX, ProvisioningService
 from tests.kit.pcs import TDX as TDX_PATH
@@ -396,6 +398,22 @@ def test_an_older_evaluation_than_one_that_was_proved_is_refused(
     assert error.steps[-1].number == 9
     assert refusal(Collateral(), older, AnyOf([policy, policy])).code == "tcb-evaluation-too-old"
     prove(Collateral(), newer, policy)
+
+
+def test_who_asks_nobody_is_not_taken_back_to_an_older_evaluation_either(
+    intel: FakeIntel, policy: Policy
+) -> None:
+    """C-12: `collateral=None` says who is asked, and not that what was shown is forgotten."""
+
+    def machine(evaluation: int) -> Callable[[bytes], bytes]:
+        sent = {"collateral": of_evaluation(intel, evaluation)}
+        return lambda nonce: intel.document(key_config, nonce, endorsements=sent)
+
+    key_config = Identity(simulated_quoter(), config_digest=bytes(48)).key_config
+    session_key.prove("http://box:80", policy, machine(EVALUATION), now=NOON, tick=0)
+    with pytest.raises(TcbTooOld) as caught:
+        session_key.prove("http://box:80", policy, machine(EVALUATION - 1), now=NOON, tick=0)
+    assert caught.value.code == "tcb-evaluation-too-old"
 
 
 def test_a_proof_that_fails_raises_no_floor(intel: FakeIntel, policy: Policy, own_home: Path) -> None:

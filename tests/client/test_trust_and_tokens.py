@@ -85,6 +85,17 @@ def test_the_literal_call_works_by_the_stored_policy(enclave: RunningEnclave, po
     assert "simulated" in caught.value.code or "platform" in caught.value.code
 
 
+def test_every_folder_that_is_made_is_private_whatever_the_umask_says(tmp_path: Path) -> None:
+    """Who may write in a folder may take a floor or a policy away."""
+    before = os.umask(0)
+    try:
+        TrustStore(tmp_path / "config" / "blindbox" / "trust").set("http://example.com", SNP)
+    finally:
+        os.umask(before)
+    made = ("config", "config/blindbox", "config/blindbox/trust")
+    assert [stat.S_IMODE((tmp_path / one).stat().st_mode) for one in made] == [0o700] * 3
+
+
 def test_a_stored_policy_is_whole_private_and_found_again(own_home: Path) -> None:
     store = TrustStore()
     store.set("http://EXAMPLE.com/path", SNP)
@@ -280,6 +291,8 @@ def test_trust_lists_and_forgets(policy_file: Path, capsys: pytest.CaptureFixtur
     assert bytes(48).hex() in told
     assert "left open: " in told
     assert cli.main(["trust", "--forget", "http://203.0.113.7:80"]) == 0
+    assert cli.main(["trust", "--list"]) == 0
+    assert "no policy is stored" in capsys.readouterr().err
     assert cli.main(["trust", "--forget", "http://203.0.113.7:80"]) == cli.USAGE
     assert cli.main(["trust", "http://203.0.113.7"]) == cli.USAGE
 
