@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import policy_command, verify_command
 from .status import DONE, NOT_PROVED, UNREACHABLE, USAGE, complain, status_of
@@ -29,6 +31,7 @@ exit status:
   3  the machine could not be reached
 
 examples:
+  blindbox policy explain release-1.0.json
   blindbox trust http://203.0.113.7:80 --policy release-1.0.json
   blindbox verify http://203.0.113.7:80
 """
@@ -69,11 +72,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that knows no ✔ is told its number; it is no reason to say nothing.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on, as with `| head`. What is still buffered must not fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE
     except Exception as error:  # noqa: BLE001 - whatever is none of ours is raised again there
         status, why = status_of(error)
         return complain(why, status)
     return status
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a line for people, who do not care which line of ours gave it."""
+    complain(f"warning: {message}", DONE)
 
 
 def _trust(options: argparse.Namespace) -> int:
@@ -83,7 +98,7 @@ def _trust(options: argparse.Namespace) -> int:
 
     wanted = [bool(options.origin), options.list, bool(options.forget)]
     if sum(wanted) != 1 or bool(options.origin) != bool(options.policy):
-        raise InvalidPolicy("usage: blindbox trust ORIGIN --policy FILE | --list | --forget ORIGIN")
+        raise InvalidPolicy("give one of: ORIGIN --policy FILE, --list, --forget ORIGIN")
     if options.list:
         return _list()
     if options.forget:
@@ -105,8 +120,11 @@ def _list() -> int:
     from .errors import InvalidPolicy
     from .trust import STORE
 
+    stored = list(STORE.each())
+    if not stored:
+        return complain("no policy is stored; say one with: blindbox trust ORIGIN --policy FILE", DONE)
     status = DONE
-    for path, held in STORE.each():
+    for path, held in stored:
         if isinstance(held, InvalidPolicy):
             status = complain(f"{path.name}: {held}", USAGE)
             continue
@@ -118,30 +136,17 @@ def _list() -> int:
 
 
 def _describe(policy: AnyKind) -> list[str]:
-    from .policy_told import told
+    from .policy_told import measurements, told
 
     lines = []
     for heading, words in told(policy):
         lines += [heading, *(f"    {sentence}" for sentence in words.checks)]
         lines += [f"    left open: {sentence}" for sentence in words.unchecked]
-    lines += [f"measurement {measurement.hex()}" for measurement in sorted(_measurements(policy))]
+    lines += measurements(policy)
     lines.append(
         f"again after {policy.max_age}" + (", cached evidence accepted" if policy.accept_cached else "")
     )
     return lines
-
-
-def _measurements(policy: AnyKind) -> set[bytes]:
-    """Those that any part of the policy names."""
-    from blindbox_attestation.policy import Policy
-
-    if not isinstance(policy, Policy):
-        return set().union(*map(_measurements, policy.policies))
-    return {
-        measurement
-        for key in policy.keys
-        for measurement in getattr(policy.part(key), "measurements", None) or ()
-    }
 
 
 def _version() -> str:

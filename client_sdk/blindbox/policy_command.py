@@ -21,6 +21,7 @@ _EPILOG = """\
 examples:
   blindbox policy explain release-1.0.json
   blindbox policy from-measurements measurements.json --platform snp > policy.json
+  blindbox policy minimum-tcb
   blindbox policy schema > policy.schema.json
 """
 
@@ -54,7 +55,11 @@ def add(commands: Any) -> None:
         help="print a policy for what a build has measured",
         description="Print a policy that accepts one build. What a build cannot know has to be said.",
     )
-    made.add_argument("file", metavar="measurements.json", help="as the build of the image prints it")
+    made.add_argument(
+        "file",
+        metavar="measurements.json",
+        help="what the image's build measured; its form is in docs/policies.md",
+    )
     made.add_argument(
         "--platform",
         action="append",
@@ -91,8 +96,14 @@ def _explain(options: argparse.Namespace) -> int:
 
 def explained(policy: AnyKind) -> Iterator[str]:
     """The policy in words, line by line."""
-    from .policy_told import told
+    from blindbox_attestation.policy import AnyOf, Policy
 
+    from .policy_told import measurements, told
+
+    if not isinstance(policy, Policy):
+        many = "one" if isinstance(policy, AnyOf) else "every one"
+        yield f"A machine is accepted if {many} of these {len(policy.policies)} policies accepts it."
+        yield ""
     for heading, words in told(policy):
         yield heading
         for title, sentences in (
@@ -103,6 +114,10 @@ def explained(policy: AnyKind) -> Iterator[str]:
             if sentences:
                 yield f"  {title}"
                 yield from (f"    {sentence}" for sentence in sentences)
+        yield ""
+    if launches := list(measurements(policy)):
+        yield "Launches that are accepted"
+        yield from (f"  {launch}" for launch in launches)
         yield ""
     asked = (
         "evidence the machine made for others is taken too" if policy.accept_cached else "by our own nonce"

@@ -1,8 +1,12 @@
-"""A whole policy in plain sentences: a heading for each platform, and what `in_words` of that part says."""
+"""
+A whole policy in plain sentences: a heading for each platform, what `in_words` of that part says, and the
+programs that it names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from blindbox_attestation.platforms import KEYS
 from blindbox_attestation.policy import Policy
@@ -25,8 +29,27 @@ def told(policy: AnyPolicy, under: str = "") -> Iterator[tuple[str, Words]]:
         for key in policy.keys:
             part = policy.part(key)
             assert part is not None
-            yield f"{under}{KEYS[key].title}", part.in_words()
+            title = KEYS[key].title
+            yield f"{under}{title[0].upper()}{title[1:]}", part.in_words()
     else:
         every = len(policy.policies)
         for number, one in enumerate(policy.policies, start=1):
             yield from told(one, f"{under}{type(policy).__name__} {number} of {every}: ")
+
+
+def measurements(policy: AnyPolicy) -> Iterator[str]:
+    """The launches that are accepted, each as "measurement …" or "MRTD …", whole, to be compared by eye."""
+    if isinstance(policy, UnsafeSimulatedPolicy):
+        return
+    if isinstance(policy, Policy):
+        found = {line for key in policy.keys for line in _launches(policy.part(key))}
+    else:
+        found = {line for one in policy.policies for line in measurements(one)}
+    yield from sorted(found)
+
+
+def _launches(part: Any) -> Iterator[str]:
+    """Those of one platform; on Azure they stand in the processor's part."""
+    for processor in (part, getattr(part, "snp", None), getattr(part, "tdx", None)):
+        for field, name in (("measurements", "measurement"), ("mrtd", "MRTD")):
+            yield from (f"{name} {value.hex()}" for value in getattr(processor, field, None) or ())

@@ -79,7 +79,7 @@ def policy_for(platforms: tuple[str, ...], told: Measurements, wishes: Wishes) -
         try:
             parts[key] = PARTS[key].read(value, key)
         except JsonRefused as error:
-            raise InvalidPolicy(f"the measurements: {error}") from error
+            raise InvalidPolicy(f"measurements and options make no policy: {error}") from error
     return Policy(**parts)
 
 

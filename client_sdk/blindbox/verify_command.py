@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
-from .status import DONE, complain, status_of
+from .status import DONE, USAGE, complain, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from .collateral import Collateral
     from .report import Report
+
+_CLOCKS_APART: Final = timedelta(hours=1)
+"""More than two honest clocks are."""
 
 _EPILOG = """\
 examples:
@@ -33,7 +36,8 @@ A saved proof is judged as of the time it was made unless --at says otherwise, a
 exit status:
   0  proved
   1  the machine did not prove itself
-  2  wrong usage, or no policy, or an invalid one, or a proof file that cannot be read or judged
+  2  wrong usage, or no policy, or an invalid one, or a proof file that cannot be read or judged;
+     or proved, and a file that was asked for could not be written
   3  the machine could not be reached
 --json prints a report also where there was nothing to judge. Its "verdict" is "accepted" for a machine that
 was proved, and for no other.
@@ -96,10 +100,13 @@ def run(options: argparse.Namespace) -> int:
         from .report_text import show
 
         show(report, sys.stdout, verbose=options.verbose)
-    for path, text in _files(options, report):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
     status = DONE
+    for path, text in _files(options, report):
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:  # the other file and the verdict are told all the same
+            status = complain(f"{path} cannot be written: {error.strerror}", USAGE)
     if report.error is not None:
         status, why = status_of(report.error)
         if options.json or report.verdict == "not judged":
@@ -108,6 +115,14 @@ def run(options: argparse.Namespace) -> int:
         complain(
             "warning: you are trusting the policy in this file, which whoever wrote the file has chosen; "
             "judge by your own with --policy FILE",
+            status,
+        )
+    if report.again is not None and options.at is None and report.at > datetime.now(UTC) + _CLOCKS_APART:
+        from .report import spoken
+
+        complain(
+            f"warning: the file says that it was made at {spoken(report.at)}, which is still to come; "
+            "judge it as of now with --at now",
             status,
         )
     return status

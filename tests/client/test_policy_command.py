@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +246,55 @@ def test_several_policies_in_one_are_explained_each(
     told = capsys.readouterr().out
     assert "AnyOf 1 of 2: AMD SEV-SNP" in told
     assert "AnyOf 2 of 2: Intel TDX" in told
+    assert "accepted if one of these 2 policies accepts it" in told
     assert "by our own nonce" in told
+
+
+def test_every_launch_that_is_accepted_is_named_whole(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "policy.json"
+    parts = {
+        "snp": {**LEAST["snp"], "measurements": [GENOA_4]},
+        "azure_tdx": {**LEAST["azure_tdx"], "tdx": {**LEAST["tdx"], "mrtd": [MRTD]}},
+    }
+    path.write_text(json.dumps({"version": 1, "all_of": [parts, parts]}))
+    assert run("explain", str(path)) == DONE
+    told = capsys.readouterr().out
+    assert f"Launches that are accepted\n  MRTD {MRTD}\n  measurement {GENOA_4}\n" in told
+    assert "accepted if every one of these 2 policies accepts it" in told
+
+
+def test_a_heading_begins_with_a_capital(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(policy("tpm")))
+    assert run("explain", str(path)) == DONE
+    assert capsys.readouterr().out.startswith("The TPM of an ordinary machine")
+
+
+@pytest.mark.filterwarnings("default::blindbox_attestation.MilanWarning")
+def test_a_warning_is_one_line_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(policy("snp", minimum_tcb={"Milan": LEAST["snp"]["minimum_tcb"]["Genoa"]})))
+    assert run("explain", str(path)) == DONE
+    told = capsys.readouterr().err
+    assert told.startswith("blindbox: warning: this policy accepts EPYC Milan")
+    assert told.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error_to_tell_of() -> None:
+    """As with `| head`; the schema is more than a pipe holds."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "blindbox.cli", "policy", "schema"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.read(1)
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == USAGE
 
 
 def test_a_file_that_is_no_policy_is_not_explained(

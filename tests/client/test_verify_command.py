@@ -341,6 +341,37 @@ def test_by_another_policy_it_is_refused(
     assert "trusting the policy" not in errors
 
 
+def test_a_report_that_cannot_be_written_hides_neither_the_other_nor_the_verdict(
+    saved: Path, its_policy: Path, policy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ["--html", str(tmp_path)]
+    offline = ["verify", "--offline", str(saved), "--policy"]
+    assert cli.main([*offline, str(its_policy), *page]) == cli.USAGE
+    told = capsys.readouterr()
+    assert "proved: AMD SEV-SNP" in told.out
+    assert f"{tmp_path} cannot be written: Is a directory" in told.err
+    assert cli.main([*offline, str(policy_file), *page]) == cli.NOT_PROVED
+    address, kept = "http://127.0.0.1:1", tmp_path / "kept.html"
+    files = ["--save", str(tmp_path), "--html", str(kept)]
+    assert cli.main(["verify", address, "--policy", str(policy_file), *files]) == cli.UNREACHABLE
+    assert "Not judged" in kept.read_text()
+
+
+def test_a_file_from_the_future_is_told_of(
+    saved: Path, its_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C-24: by what time it is judged is the writer's choice, and a machine's clock is its operator's."""
+    file = json.loads(saved.read_text())
+    file["verified_at"] = "2999-01-01T00:00:00Z"
+    saved.write_text(json.dumps(file))
+    capsys.readouterr()
+    arguments = ["verify", "--offline", str(saved), "--policy", str(its_policy)]
+    assert cli.main(arguments) == cli.NOT_PROVED
+    assert "made at 2999-01-01 00:00:00 UTC, which is still to come" in capsys.readouterr().err
+    cli.main([*arguments, "--at", "now"])
+    assert "still to come" not in capsys.readouterr().err
+
+
 def test_a_file_that_lies_is_told_of(
     saved: Path, its_policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
