@@ -8,6 +8,7 @@ from its evidence, offline. How a report looks to people is in `report_page.py` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -207,7 +208,7 @@ class Report:
             "error": None,
             "steps": [_step_object(step) for step in self.steps],
             "policy": None,
-            "policy_digest": None if self.policy is None else self.policy.digest.hex(),
+            "policy_digest": None,
             "nonce": base64(self.nonce),
             "document": base64(self.document),
             "collateral": {name: base64(held) for name, held in sorted(self.collateral.items())},
@@ -217,6 +218,8 @@ class Report:
             value["error"] = {"type": told.kind, "code": told.code, "message": told.message}
         if (text := policy_text(self.policy)) is not None:
             value["policy"] = json.loads(text)
+        if self.policy is not None:
+            value["policy_digest"] = policy_digest(self.policy).hex()
         if self.again is not None:
             value["again"] = {
                 "said": self.again.said,
@@ -302,7 +305,7 @@ class SavedProof:
         policy = None
         if value["policy"] is not None:
             policy = policies.read(strict_json.dump(value["policy"]))
-            if policy.digest != digest:
+            if _digest(value["policy"]) != digest:
                 raise UnreadableProof(
                     "the policy in the proof is not the one that its digest names: it was changed"
                 )
@@ -367,7 +370,8 @@ class SavedProof:
             raise ValueError("at must say its time zone")
         now = self.verified_at if at is None else at.astimezone(UTC)
         report = Report(self.origin, now, chosen, self.nonce, self.document, self.collateral).judged()
-        same = now == self.verified_at and chosen.digest == self.policy_digest
+        theirs = chosen == self.policy if self.policy is not None else chosen.digest == self.policy_digest
+        same = now == self.verified_at and theirs
         differs = self._differences(report) if same else ()
         return replace(
             report,
@@ -405,6 +409,19 @@ _KEYS: Final = (
     "document",
     "collateral",
 )
+
+
+def policy_digest(policy: AnyPolicy) -> bytes:
+    """32 bytes that name a policy: of its JSON form, where it has one."""
+    text = policy_text(policy)
+    return policy.digest if text is None else _digest(json.loads(text))
+
+
+def _digest(policy: strict_json.Object) -> bytes:
+    """Of a policy as it stands in a file: a later release, whose policies say more, still reads it."""
+    return hashlib.sha256(strict_json.dump(policy)).digest()
+
+
 _MACHINE_TEXTS: Final = (
     "platform",
     "title",

@@ -19,7 +19,7 @@ from blindbox_attestation.steps import NAMES, Check, Step
 
 from .policy_told import told
 from .printable import is_hex, plain
-from .report import PROGRAM, Report, Verdict, instant, policy_text, spoken
+from .report import PROGRAM, Report, Verdict, instant, policy_digest, policy_text, spoken
 from .report_style import STYLE
 
 _HEADINGS: Final[dict[Verdict, tuple[str, str, str]]] = {  # verdict → class, mark, word
@@ -171,7 +171,7 @@ def _policy(report: Report) -> Iterator[str]:
             if sentences:
                 yield f"<h4>{heading}</h4>"
                 yield from _list(sentences)
-    yield f"<p>Name of this policy (digest): {_value(report.policy.digest.hex())}</p></section>"
+    yield f"<p>Name of this policy (digest): {_value(policy_digest(report.policy).hex())}</p></section>"
 
 
 def _steps(report: Report) -> Iterator[str]:
