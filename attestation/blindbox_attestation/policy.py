@@ -303,7 +303,10 @@ def read(text: str | bytes) -> AnyKind:
         strict_json.integer(told.pop("version"), "version", VERSION, VERSION)
         return _read(told, "the policy")
     except strict_json.JsonRefused as error:
-        raise InvalidPolicy(f"the policy: {error}") from error
+        message = str(error)
+        raise InvalidPolicy(
+            message if message.startswith("the policy") else f"the policy: {message}"
+        ) from error
 
 
 def _read(value: object, where: str) -> AnyKind:

@@ -122,8 +122,22 @@ def to_base64(value: bytes) -> str:
 def from_hex(value: object, where: str, sizes: Collection[int]) -> bytes:
     if not isinstance(value, str) or not _HEX.fullmatch(value) or len(value) // 2 not in sizes:
         expected = " or ".join(str(size) for size in sorted(sizes))
-        raise JsonRefused(f"{where} is not {expected} bytes in lower-case hex", "wrong-type")
+        raise JsonRefused(
+            f"{where} is not {expected} bytes in lower-case hex: it {_instead_of_hex(value)}", "wrong-type"
+        )
     return bytes.fromhex(value)
+
+
+def _instead_of_hex(value: object) -> str:
+    if not isinstance(value, str):
+        return "is no string"
+    if _HEX.fullmatch(value):
+        return f"has {len(value) // 2} bytes"
+    if _HEX.fullmatch(value.lower()):
+        return "has capital letters"
+    if value[:2] in ("0x", "0X"):
+        return f"begins with {value[:2]}"
+    return "has an odd number of digits, or something that is none"
 
 
 def dump(value: Object) -> bytes:

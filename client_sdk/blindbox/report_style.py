@@ -98,6 +98,5 @@ footer { color: var(--soft); font-size: .85rem; text-align: center; }
   section { border: 0; padding: .5rem 0; }
   header, dl, li, tr, pre { break-inside: avoid; } h2, h3, h4, thead, .strip { break-after: avoid; }
   header, .band, tr.bad td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  details:not([open]) { display: none; }
 }
 """

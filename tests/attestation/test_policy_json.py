@@ -240,3 +240,20 @@ def test_an_unsafe_policy_never_has_the_digest_of_another() -> None:
         assert unsafe.digest != UnsafeSimulatedPolicy(accept_cached=True).digest
         assert unsafe.digest != unsafe.with_host_data(bytes(32)).digest
     assert unsafe.digest != GOOD.digest
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (7, "is no string"),
+        ("ab" * 47, "has 47 bytes"),
+        ("AB" * 48, "has capital letters"),
+        ("0x" + "ab" * 48, "begins with 0x"),
+        ("a" * 95, "odd number of digits"),
+        ("zz" * 48, "something that is none"),
+    ],
+)
+def test_a_digest_that_is_written_wrongly_is_told_what_is_wrong_with_it(given: object, told: str) -> None:
+    text = json.dumps({"version": 1, "snp": {"measurements": [given], "minimum_tcb": {}}})
+    with pytest.raises(InvalidPolicy, match=f"^the policy: snp: measurements is not 48 bytes.*{told}"):
+        Policy.from_json(text)
