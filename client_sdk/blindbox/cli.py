@@ -1,8 +1,8 @@
 """
 The command `blindbox`: say whom you trust, and see what a machine can prove.
 
-Here is its grammar, and `blindbox trust`; `blindbox verify` is in `verify_command.py`. What the command ends
-with is in `status.py`.
+Here is its grammar, and `blindbox trust`; `blindbox verify` is in `commands/verify.py`. What the command ends
+with is in `commands/status.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import policy_command, verify_command
-from .status import DONE, NOT_PROVED, UNREACHABLE, USAGE, complain, status_of
+from .commands import policy as policy_command
+from .commands import verify as verify_command
+from .commands.status import DONE, NOT_PROVED, UNREACHABLE, USAGE, complain, status_of
 
 if TYPE_CHECKING:
     from blindbox_attestation.policy import AnyKind

@@ -2,7 +2,7 @@
 What `response.blindbox` and `session.proof` tell: which machine answered, what it had proved, and from what.
 
 A `Proof` is of a machine that was accepted. It keeps the evidence it was made from, so that it can be saved
-and judged again by somebody else; the file and its reading are in `report.py`.
+and judged again by somebody else; the file and its reading are in `report/`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Proof:
 
     def to_html(self) -> str:
         """The proof as one page for people."""
-        from .report_page import page
+        from .report.page import page
 
         return page(self.report)
 

@@ -21,7 +21,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from blindbox import Collateral, CollateralUnavailable, download
+from blindbox import Collateral, CollateralUnavailable
+from blindbox.collateral import download
 from blindbox_attestation import snp
 from blindbox_attestation.azure.hcl import Hcl
 from blindbox_attestation.errors import AttestationError, MalformedEvidence, RevokedEvidence
@@ -551,7 +552,7 @@ def test_a_dead_server_is_not_asked_in_every_call(
     assert len(kds.asked) == 1
     kds.instead = None
     later = time.monotonic() + 31
-    monkeypatch.setattr("blindbox.collateral_cache.time.monotonic", lambda: later)
+    monkeypatch.setattr("blindbox.collateral.cache.time.monotonic", lambda: later)
     assert prove(collateral, without(amd, "crl"), amd.policy()).keys() == {"crl"}
 
 

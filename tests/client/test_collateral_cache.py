@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from blindbox import Collateral, collateral_cache
+from blindbox import Collateral
+from blindbox.collateral import cache as collateral_cache
 from blindbox_attestation.errors import AttestationError
 from tests.kit import NOON
 from tests.kit.amd import FakeAmd

@@ -116,7 +116,8 @@ def test_everybody_shares_one_who_asks_the_vendors_themselves(make: Any) -> None
 
 def test_what_makes_requests_of_its_own_is_not_loaded_before_it_is_needed() -> None:
     code = (
-        "import sys, blindbox.requests\nprint(sorted({'blindbox.intel_pcs', 'dcap_qvl'} & set(sys.modules)))"
+        "import sys, blindbox.requests\n"
+        "print(sorted({'blindbox.collateral.intel_pcs', 'dcap_qvl'} & set(sys.modules)))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from blindbox import Collateral, CollateralUnavailable, download, intel_pcs, session_key
-from blindbox.collateral import _snp_report, intel_platform
-from blindbox.collateral_cache import WrongContent
+from blindbox import Collateral, CollateralUnavailable, session_key
+from blindbox.collateral import _snp_report, download, intel_pcs, intel_platform
+from blindbox.collateral.cache import WrongContent
 from blindbox_attestation import tdx
 from blindbox_attestation.errors import AttestationError, TcbTooOld
 from blindbox_attestation.evidence import AZURE_SNP, AZURE_TDX, TDX, AttestationDocument

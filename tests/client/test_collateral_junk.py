@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blindbox import amd_kds, intel_pcs
-from blindbox.collateral_cache import Published, Validity, WrongContent
-from blindbox.download import Answer
+from blindbox.collateral import amd_kds, intel_pcs
+from blindbox.collateral.cache import Published, Validity, WrongContent
+from blindbox.collateral.download import Answer
 from blindbox_attestation.snp.report import Report
 from blindbox_attestation.x509 import Certificate
 from tests.kit import NOON

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blindbox.floors import Floors
+from blindbox.collateral.floors import Floors
 from blindbox_attestation.errors import InvalidPolicy
 
 ONE = "90C06F000000"

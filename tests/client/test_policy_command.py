@@ -12,7 +12,7 @@ import pytest
 
 from blindbox import cli
 from blindbox.cli import DONE, USAGE
-from blindbox.release_measurements import PLATFORMS
+from blindbox.commands.release_measurements import PLATFORMS
 from blindbox_attestation.policy import PARTS, Policy, read
 from blindbox_attestation.policy_schema import schema
 from blindbox_attestation.snp import minimum_tcb

@@ -21,7 +21,7 @@ import blindbox.requests as requests
 from blindbox import Proof
 from blindbox.errors import AttestationError, BlindBoxError, SealingError, UnreadableProof
 from blindbox.report import FORMAT, MAX_PROOF, Report, SavedProof
-from blindbox.report_page import page
+from blindbox.report.page import page
 from blindbox.tenant import TokenStore
 from blindbox_attestation import policy as policies
 from blindbox_attestation.snp import policy as snp_policy

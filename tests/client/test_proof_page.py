@@ -20,7 +20,7 @@ from blindbox import Policy, SnpPolicy, cli
 from blindbox.errors import PolicyRefused
 from blindbox.printable import plain
 from blindbox.report import Report, SavedProof
-from blindbox.report_page import NOT_PROVED, page
+from blindbox.report.page import NOT_PROVED, page
 from blindbox_attestation.evidence import AttestationDocument
 from blindbox_attestation.steps import NAMES, Check, Step
 from enclave_app.identity import Identity

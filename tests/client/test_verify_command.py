@@ -14,10 +14,10 @@ import pytest
 
 from blindbox import Policy, SnpPolicy, Tcb, cli
 from blindbox.adapter import SealedAdapter
+from blindbox.commands.status import complain, status_of
 from blindbox.errors import PolicyRefused
 from blindbox.report import Report, SavedProof
-from blindbox.report_text import show
-from blindbox.status import complain, status_of
+from blindbox.report.text import show
 from blindbox.trust import TrustStore
 from blindbox_attestation.steps import Check, Step
 from enclave_app.identity import Identity
@@ -478,7 +478,7 @@ def test_what_was_fetched_from_the_vendor_is_saved_with_the_proof(
     saved = tmp_path / "proof.json"
     with KeyService(amd) as service:
         service.lists[amd.family] = current_list(amd)
-        monkeypatch.setattr("blindbox.amd_kds.ADDRESS", service.origin)
+        monkeypatch.setattr("blindbox.collateral.amd_kds.ADDRESS", service.origin)
         asked = ["verify", silent_about_revocation.origin, "--policy", str(its_policy)]
         assert cli.main([*asked, "--no-collateral"]) == cli.NOT_PROVED
         assert "[crl-missing]" in capsys.readouterr().out
@@ -510,7 +510,7 @@ def test_what_could_not_be_fetched_is_told_and_the_refusal_is_the_same_offline(
 ) -> None:
     """C-23: a dead server is a refusal, with a reason that names it."""
     saved = tmp_path / "proof.json"
-    monkeypatch.setattr("blindbox.amd_kds.ADDRESS", "http://127.0.0.1:9")
+    monkeypatch.setattr("blindbox.collateral.amd_kds.ADDRESS", "http://127.0.0.1:9")
     asked = ["verify", silent_about_revocation.origin, "--policy", str(its_policy), "--save", str(saved)]
     assert cli.main(asked) == cli.NOT_PROVED
     told = capsys.readouterr().out

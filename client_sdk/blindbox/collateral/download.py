@@ -2,7 +2,7 @@
 One bounded question to a server that publishes things: a GET with a deadline, a size, and nothing followed.
 
 Nothing here is believed. What an answer means is read in `amd_kds.py` and `intel_pcs.py`, whether it is
-kept in `collateral_cache.py`, and whether it proves anything by `verify`. Of the environment only the
+kept in `cache.py`, and whether it proves anything by `verify`. Of the environment only the
 proxies are used.
 """
 

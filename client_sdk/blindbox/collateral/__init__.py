@@ -6,7 +6,7 @@ A machine sends with its evidence what its vendor has published about it, or as 
 alike. A request goes to the vendor's own address, or to one that the user has given, and never to one that
 came from the machine: of what that sends, only validated numbers become part of an address. What cannot be
 had in time is missing, and `verify` says what that means. Where things are published: `amd_kds.py`,
-`intel_pcs.py`; how they are kept: `collateral_cache.py`.
+`intel_pcs.py`; how they are kept: `cache.py`.
 
     requests.Session(policy)                                          # AMD and Intel are asked
     requests.Session(policy, collateral=Collateral(intel="https://pccs.example:8081"))
@@ -47,10 +47,11 @@ from blindbox_attestation.tdx.quote import Quote
 from blindbox_attestation.verify import AnyPolicy, Verified, verify
 from blindbox_attestation.x509 import Certificate
 
-from . import amd_kds, places
-from .collateral_cache import Cache, Published, WrongContent
+from .. import places
+from ..errors import CollateralUnavailable
+from . import amd_kds
+from .cache import Cache, Published, WrongContent
 from .download import Answer, Unavailable
-from .errors import CollateralUnavailable
 from .floors import Floors
 
 T = TypeVar("T")

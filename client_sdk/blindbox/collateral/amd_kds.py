@@ -22,7 +22,7 @@ from blindbox_attestation.snp.tcb import FAMILIES, LAYOUTS, TURIN, Tcb
 from blindbox_attestation.walk import Finding
 from blindbox_attestation.x509 import Certificate, RevocationList
 
-from .collateral_cache import Published, Validity, WrongContent
+from .cache import Published, Validity, WrongContent
 from .download import Answer
 from .pem import certificates
 

@@ -88,7 +88,7 @@ def add(commands: Any) -> None:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from .trust import read_policy
+    from ..trust import read_policy
 
     print("\n".join(explained(read_policy(options.file))))
     return DONE
@@ -98,7 +98,7 @@ def explained(policy: AnyKind) -> Iterator[str]:
     """The policy in words, line by line."""
     from blindbox_attestation.policy import AnyOf, Policy
 
-    from .policy_told import measurements, told
+    from ..policy_told import measurements, told
 
     if not isinstance(policy, Policy):
         many = "one" if isinstance(policy, AnyOf) else "every one"
@@ -169,7 +169,7 @@ def _bulletins() -> Iterator[str]:
 
 
 def _from_measurements(options: argparse.Namespace) -> int:
-    from .errors import InvalidPolicy
+    from ..errors import InvalidPolicy
     from .release_measurements import (
         DEFAULT_PROCESSORS,
         MAX_FILE,

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
-from . import download, places, process
+from .. import places, process
+from . import download
 from .download import Answer, Unavailable
 
 VERSION: Final = 1

@@ -17,10 +17,10 @@ from blindbox_attestation import strict_json
 from blindbox_attestation.platforms import PLATFORMS
 from blindbox_attestation.steps import NAMES, Check, Step
 
-from .policy_told import told
-from .printable import is_hex, plain
-from .report import PROGRAM, Report, Verdict, instant, policy_digest, policy_text, spoken
-from .report_style import STYLE
+from ..policy_told import told
+from ..printable import is_hex, plain
+from . import PROGRAM, Report, Verdict, instant, policy_digest, policy_text, spoken
+from .style import STYLE
 
 _HEADINGS: Final[dict[Verdict, tuple[str, str, str]]] = {  # verdict → class, mark, word
     "accepted": ("good", "✔", "Accepted"),

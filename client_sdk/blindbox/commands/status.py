@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from .printable import plain
+from ..printable import plain
 
 DONE: Final = 0
 NOT_PROVED: Final = 1
@@ -17,7 +17,7 @@ def status_of(error: Exception) -> tuple[int, str]:
     """The exit status for an error, and what is said about it. Raises it again if it is none of ours."""
     from requests import RequestException
 
-    from .errors import AttestationError, InvalidPolicy, NoPolicy, SealingError, UnreadableProof
+    from ..errors import AttestationError, InvalidPolicy, NoPolicy, SealingError, UnreadableProof
 
     if isinstance(error, NoPolicy):  # which says what to type, in lines of its own
         return USAGE, str(error)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from blindbox_attestation.errors import InvalidPolicy
 
-from . import places, process
+from .. import places, process
 
 VERSION: Final = 1
 HIGHEST: Final = (1 << 32) - 1

@@ -1,7 +1,7 @@
 """
 `blindbox verify`: have a machine prove itself, or judge a saved proof again, and tell what came of it.
 
-What is told, and how a saved proof is judged, is in `report.py`; this module asks, and hands on.
+What is told, and how a saved proof is judged, is in `report/`; this module asks, and hands on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from blindbox_attestation.verify import AnyPolicy
 
-    from .collateral import Collateral
-    from .report import Report
+    from ..collateral import Collateral
+    from ..report import Report
 
 _CLOCKS_APART: Final = timedelta(hours=1)
 """More than two honest clocks are."""
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(report.to_json(), end="")
     elif report.verdict != "not judged":
-        from .report_text import show
+        from ..report.text import show
 
         show(report, sys.stdout, verbose=options.verbose)
     status = DONE
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
             status,
         )
     if report.again is not None and options.at is None and report.at > datetime.now(UTC) + _CLOCKS_APART:
-        from .report import spoken
+        from ..report import spoken
 
         complain(
             f"warning: the file says that it was made at {spoken(report.at)}, which is still to come; "
@@ -133,12 +133,12 @@ def _ask(options: argparse.Namespace) -> Report:
     from requests import RequestException
     from requests.utils import get_environ_proxies
 
-    from .adapter import Route, SealedAdapter
-    from .errors import AttestationError, SealingError
-    from .origin import origin_of
-    from .proof import Proof
-    from .report import Report
-    from .session_key import prove
+    from ..adapter import Route, SealedAdapter
+    from ..errors import AttestationError, SealingError
+    from ..origin import origin_of
+    from ..proof import Proof
+    from ..report import Report
+    from ..session_key import prove
 
     report = Report(options.origin, datetime.now(UTC))
     door = SealedAdapter()
@@ -173,9 +173,9 @@ def _ask(options: argparse.Namespace) -> Report:
 
 def _again(options: argparse.Namespace) -> Report:
     """Judge a saved proof. What went wrong is in the report."""
-    from .errors import InvalidPolicy, UnreadableProof
-    from .report import Report, SavedProof
-    from .trust import read_policy
+    from ..errors import InvalidPolicy, UnreadableProof
+    from ..report import Report, SavedProof
+    from ..trust import read_policy
 
     try:
         policy = None if options.policy is None else read_policy(options.policy)
@@ -186,7 +186,7 @@ def _again(options: argparse.Namespace) -> Report:
 
 def _collateral(options: argparse.Namespace) -> Collateral | None:
     """Who is asked for what the machine's vendor publishes."""
-    from .collateral import SHARED, Collateral
+    from ..collateral import SHARED, Collateral
 
     if options.no_collateral:
         return None
@@ -198,14 +198,14 @@ def _files(options: argparse.Namespace, report: Report) -> list[tuple[str, str]]
     if options.save:
         files.append((options.save, report.to_json()))
     if options.html:
-        from .report_page import page
+        from ..report.page import page
 
         files.append((options.html, page(report)))
     return files
 
 
 def _time(text: str) -> datetime:
-    from .report import time_of
+    from ..report import time_of
 
     if text == "now":
         return datetime.now(UTC)

@@ -10,8 +10,8 @@ from typing import Final, TextIO
 
 from blindbox_attestation.steps import Check, Step
 
-from .printable import plain, short
-from .report import Report, instant, spoken
+from ..printable import plain, short
+from . import Report, instant, spoken
 
 MARKS: Final = {
     "passed": ("✔", "32"),

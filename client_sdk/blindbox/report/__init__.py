@@ -3,7 +3,7 @@ What came of one attempt to prove a machine: as one value, and as a file, `blind
 
 A `Report` is written by whoever asked the machine, accepted or refused, and read by somebody else, later.
 Nothing that the file says about itself is believed: what is read is a `SavedProof`, which can be judged again
-from its evidence, offline. How a report looks to people is in `report_page.py` and `report_text.py`.
+from its evidence, offline. How a report looks to people is in `page.py` and `text.py`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from blindbox_attestation.simulated import UnsafeSimulatedPolicy
 from blindbox_attestation.steps import NAMES, Check, Step
 from blindbox_attestation.verify import AnyPolicy, Verified, verify
 
-from . import __version__
-from .errors import CollateralUnavailable, NoPolicy, UnreadableProof
-from .origin import origin_of
-from .printable import MAX_SHOWN, plain, short
-from .proof import Proof
+from .. import __version__
+from ..errors import CollateralUnavailable, NoPolicy, UnreadableProof
+from ..origin import origin_of
+from ..printable import MAX_SHOWN, plain, short
+from ..proof import Proof
 
 FORMAT: Final = "blindbox-proof/1"
 PROGRAM: Final = f"blindbox {__version__}"

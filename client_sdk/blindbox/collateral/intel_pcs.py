@@ -29,7 +29,7 @@ from blindbox_attestation.der import OCTET_STRING, SEQUENCE, Reader
 from blindbox_attestation.errors import AttestationError
 from blindbox_attestation.x509 import Certificate
 
-from .collateral_cache import Published, Validity, WrongContent
+from .cache import Published, Validity, WrongContent
 from .download import Answer
 from .pem import certificates, encoded
 

@@ -1,0 +1,1 @@
+"""What `blindbox verify` and `blindbox policy` do; their grammar meets in `cli.py`."""
