@@ -3,7 +3,9 @@
 #   make demo    a fresh machine → a sealed, attested call, a fine-tune and its effect, on a real model
 #   make test    a fresh machine → all tests (make test-slow: the long forms of a few of them)
 #   make check   format, lint, types, import rules
-#   make bench   sealed against plain, side by side
+#   make fuzz    every reader of bytes, ten minutes each (FUZZ_SECONDS)
+#   make mutation  what of the lies put into the verifier the tests notice, to docs/mutation.md (half an hour)
+#   make bench   sealed against plain, and our verifier against others, side by side
 #   make image   the container image
 #
 # PYTHON       the interpreter the environment is made with (3.11 or later)
@@ -15,11 +17,12 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PEERS := .cache/peers
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ROOMS := attestation client_sdk enclave_app tests bench image
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format bench image lock clean
+.PHONY: help demo test test-slow fuzz mutation check format bench image lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +53,20 @@ test: $(VENV)/.tests
 test-slow: $(VENV)/.tests
 	$(BIN)/python -m pytest -m slow $(TESTS)
 
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/.tests
+	@for reader in $$($(BIN)/python -c 'from tests.fuzz.readers import READERS; print(*READERS)'); do \
+	  echo "$$reader …"; \
+	  $(BIN)/python -m tests.fuzz $$reader --inputs -1 --seconds $(FUZZ_SECONDS) --crashes . || exit 1; \
+	done
+
+# What decides whether evidence is believed. A package stands for all its modules.
+MUTATED := verify walk binding evidence simulated policy policy_digest policy_form policy_schema policy_values \
+  certificate_path x509 der cbor strict_json event_log snp tdx vtpm azure gcp nitro
+mutation: $(VENV)/.tests
+	$(BIN)/python -m tests.mutation $(MUTATED) --doc docs/mutation.md -- -m "not slow" tests/attestation \
+	  --ignore-glob="*http*" --ignore-glob="*hpke*" --ignore-glob="*varint*" --ignore-glob="*every_bit*"
+
 check: $(VENV)/.tests
 	$(BIN)/ruff format --check $(ROOMS)
 	$(BIN)/ruff check $(ROOMS)
@@ -61,8 +78,15 @@ format: $(VENV)/.tests
 	$(BIN)/ruff format $(ROOMS)
 	$(BIN)/ruff check --fix $(ROOMS)
 
-bench: $(VENV)/.tests
+bench: $(VENV)/.tests $(PEERS)/.there
 	$(BIN)/python bench/channel.py $(BENCH)
+	$(BIN)/python bench/verify.py $(BENCH_VERIFY)
+
+# Other verifiers, to compare with. What cannot be installed is named as absent.
+$(PEERS)/.there: bench/peers.txt | $(VENV)/.tests
+	@mkdir -p $(PEERS)
+	-$(PIP) install -qq --upgrade --no-deps --require-hashes --target $(PEERS) -r bench/peers.txt
+	@touch $@
 
 image:
 	TORCH_INDEX=$(TORCH_INDEX) image/build.sh $(IMAGE)

@@ -46,6 +46,11 @@ def test_zeros_after_the_chain_are_the_padding_of_the_tpms_index(azure: FakeAzur
     assert code_of(azure, azure.ak_chain() + bytes(500)) == "accepted"
 
 
+def test_padding_alone_is_no_chain(azure: FakeAzure) -> None:
+    """C-19: the index of a machine that was given no certificate."""
+    assert code_of(azure, bytes(500)) == "malformed-certificate"
+
+
 def test_a_policy_that_does_not_ask_does_not_look(azure: FakeAzure) -> None:
     """Machines of before 2026 have certificates of issuers that nobody pins."""
     for chain in (None, b"", b"no certificate", OTHER.ak_chain()):

@@ -103,6 +103,13 @@ def test_a_json_that_fills_the_blob_is_read_and_one_byte_more_is_not() -> None:
     assert code_of(over) == "malformed-hcl"
 
 
+def test_the_shortest_json_is_of_one_letter() -> None:
+    """C-17."""
+    shortest = replace(Hcl.parse(BLOB), runtime=b"1")
+    assert Hcl.parse(shortest.encode()) == shortest
+    assert code_of(replace(shortest, runtime=b"").encode()) == "malformed-hcl"
+
+
 def test_every_flipped_bit_outside_of_what_is_hashed_is_refused() -> None:
     """C-15: what survives is the processor's report, the JSON, or the choice of a hash: those are signed."""
     survived = set()

@@ -161,6 +161,7 @@ def test_a_policy_is_the_same_after_a_journey_through_json(key: str, wishes: dic
     assert again.digest == policy.digest
     assert getattr(again, key) == made
     assert hash(getattr(again, key)) == hash(made)
+    assert hash(made) != hash(replace(made, vm_ids={"another"}))
 
 
 @pytest.mark.parametrize("key", ["azure_snp", "azure_tdx"])
@@ -197,12 +198,16 @@ def test_a_policy_in_words_names_whom_it_trusts_and_what_it_leaves_open() -> Non
     assert any("AMD" in one for one in words.trusts)
     assert "Secure boot is on." in words.checks
     assert any("serial console" in one for one in words.unchecked)
+    assert any("Of which boot the processor's report is" in one for one in words.unchecked)
     strict = AzureTdxPolicy(tdx=TDX, boot=BOOT, **FULL).in_words()
     assert any("Intel" in one for one in strict.trusts)
     assert "There is no serial console." in strict.checks
     assert "Whether secure boot is on." in strict.unchecked
     assert any("Azure's certificates" in one for one in strict.checks)
-    assert any("id" in one for one in strict.checks)
+    by_id = "The machine's id, which the host tells, is one of those named."
+    any_id = "Which of Azure's machines it is, by the id that the host gives it."
+    assert [by_id in one.checks for one in (words, strict)] == [False, True]
+    assert [any_id in one.unchecked for one in (words, strict)] == [True, False]
 
 
 def test_the_processors_and_the_boots_words_are_there_too() -> None:

@@ -175,3 +175,26 @@ def test_any_bytes_are_read_or_refused_with_our_error(data: bytes, at: int, patc
     assert code_of(data) in codes
     good = runtime()
     assert code_of(good[:at] + patch + good[at + len(patch) :]) in codes
+
+
+@pytest.mark.parametrize(
+    ("size", "code"),
+    [
+        (255, "ak-attributes"),
+        (256, "accepted"),
+        (257, "accepted"),
+        (258, "accepted"),
+        (259, "accepted"),
+        (262, "accepted"),
+        (512, "accepted"),
+        (513, "ak-attributes"),
+        (768, "ak-attributes"),
+        (769, "malformed-hcl"),  # longer than anybody looks
+        (0, "malformed-hcl"),
+    ],
+)
+def test_a_modulus_is_of_2048_to_4096_bits_in_whatever_number_of_letters(size: int, code: str) -> None:
+    """C-14, C-18."""
+    modulus = b"\xc1" + bytes(range(1, 255)) * 4
+    text = base64url(modulus[: size - 1] + b"\x01") if size else ""
+    assert code_of(runtime(keys=[ak(n=text)])) == code

@@ -102,6 +102,9 @@ def test_every_truncation_is_refused(value: Any) -> None:
         ("9bffffffffffffffff", "cut short"),
         ("bbffffffffffffffff", "cut short"),
         ("5bffffffffffffffff", "cut short"),
+        ("8361ff", "cut short"),  # before what is in it is looked at
+        ("a261ff0000", "UTF-8"),
+        ("a261ff00", "cut short"),
         ("", "cut short"),
     ],
 )
@@ -115,6 +118,15 @@ def test_nesting_ends_at_its_bound() -> None:
     assert cbor.parse(b"\x81" * cbor.MAX_DEPTH + b"\x00") == ((((0,),),),)
     with pytest.raises(cbor.NotCbor, match="deeper"):
         cbor.parse(b"\x81" * 100_000)
+    for item in (b"\xa1\x00", b"\x81"):
+        cbor.parse(item * cbor.MAX_DEPTH + b"\x00")
+        cbor.parse(b"\xbf\x00" + item * (cbor.MAX_DEPTH - 1) + b"\x00\xff", open_map=True)
+        for data in (
+            item * (cbor.MAX_DEPTH + 1) + b"\x00",
+            b"\xbf\x00" + item * cbor.MAX_DEPTH + b"\x00\xff",
+        ):
+            with pytest.raises(cbor.NotCbor, match="deeper"):
+                cbor.parse(data, open_map=True)
 
 
 def test_one_tag_may_stand_in_front_if_it_is_the_one_that_is_asked_for() -> None:

@@ -18,6 +18,7 @@ from blindbox_attestation.evidence import (
     ENDORSEMENTS,
     MAX_DOCUMENT,
     MAX_ENDORSEMENTS,
+    MAX_KEY_CONFIG,
     AttestationDocument,
     Transcript,
 )
@@ -262,3 +263,45 @@ def test_a_document_does_not_change_when_the_mapping_it_was_made_from_does() -> 
     document = replace(GOOD, endorsements=endorsements)
     endorsements["ark"] = b"another"
     assert document.endorsements["ark"] == b"ark"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"form": 0},
+        {"form": 3},
+        {"key_config": b""},
+        {"key_config": bytes(MAX_KEY_CONFIG + 1)},
+        {"nonce": b""},
+        {"form": 2},  # with a nonce
+        {"not_before": -1},
+        {"not_after": -1},
+        {"not_before": 253402300800},
+        {"not_after": 253402300800},
+        {"boot_id": bytes(15)},
+        {"config_digest": bytes(47)},
+        {"tls_spki_sha256": bytes(31)},
+    ],
+)
+def test_no_transcript_is_made_of_what_none_would_be_read_from(change: dict[str, Any]) -> None:
+    """C-20: also where it was not read from JSON."""
+    with pytest.raises(MalformedEvidence) as caught:
+        replace(GOOD.transcript, **change)
+    assert caught.value.code == "wrong-type"
+
+
+def test_the_longest_key_configuration_is_read() -> None:
+    longest = replace(GOOD, transcript=replace(GOOD.transcript, key_config=bytes(MAX_KEY_CONFIG)))
+    assert AttestationDocument.parse(longest.encode()) == longest
+
+
+def test_no_document_is_made_with_an_endorsement_of_another_name() -> None:
+    """C-17: also where it was not read from JSON."""
+    with pytest.raises(MalformedEvidence, match="no such endorsement: 'intermediate'") as caught:
+        replace(GOOD, endorsements={"intermediate": b""})
+    assert caught.value.code == "unknown-key"
+
+
+def test_a_later_version_is_one_as_far_as_numbers_go() -> None:
+    for version, code in (((1 << 63) - 1, "unsupported-version"), (1 << 63, "wrong-type")):
+        assert refused_as(changed(lambda told, version=version: told.update(version=version))) == code

@@ -18,6 +18,7 @@ from blindbox_attestation.errors import (
     TcbTooOld,
 )
 from blindbox_attestation.gcp import GcpClaims, GcpPolicy, appraise, policy_json
+from blindbox_attestation.gcp.policy import HARDWARE, SUPPORT_ATTRIBUTES
 from blindbox_attestation.gcp.token import to_base64url
 from blindbox_attestation.platforms import PLATFORMS
 from blindbox_attestation.walk import Walk
@@ -319,6 +320,48 @@ def test_a_policy_says_in_words_that_it_is_google_who_says_it() -> None:
     assert not any("Memory integrity" in one for one in short.unchecked)
     for value in (AUDIENCE, IMAGE, PROJECT, INSTANCE, ACCOUNT, "LEVEL", "UpToDate"):
         assert any(value in one for one in full.checks)
+    assert "The operator has not changed the command of the image." in short.checks
+    assert "The operator has not changed the command of the image." not in full.checks
+    assert "Of the environment, the operator has set nothing." in short.checks
+    for left_open in (
+        "What the operator writes into those variables.",
+        "The command that the operator gives to the image.",
+    ):
+        assert left_open in full.unchecked
+        assert left_open not in short.unchecked
+
+
+@pytest.mark.parametrize(
+    "wish", [{"project_ids": {PROJECT}}, {"instance_ids": {INSTANCE}}, {"service_accounts": {ACCOUNT}}]
+)
+def test_who_names_a_machine_in_any_way_is_not_told_that_any_passes(wish: dict[str, Any]) -> None:
+    """C-51: in the report, and in the policy's own words."""
+    policy, walk = GOOGLE.policy(**wish), Walk()
+    appraise(GOOGLE.token(), {}, policy, now=NOON, walk=walk)
+    assert walk.steps[-1].outcome == "passed"
+    assert not any("any project" in one for one in policy.in_words().unchecked)
+
+
+def test_a_policy_may_name_all_that_there_is() -> None:
+    """And is not changed by whoever changes the sets that it was made from."""
+    attributes, hardware = set(SUPPORT_ATTRIBUTES), set(HARDWARE)
+    policy = GOOGLE.policy(support_attributes=attributes, hardware=hardware)
+    attributes.clear()
+    hardware.clear()
+    assert (policy.support_attributes, policy.hardware) == (set(SUPPORT_ATTRIBUTES), set(HARDWARE))
+
+
+def test_who_names_a_shielded_vm_is_told_why_it_is_refused() -> None:
+    """C-22: its host can read its memory."""
+    with pytest.raises(InvalidPolicy, match="no TEE"):
+        GOOGLE.policy(hardware={"GCP_SHIELDED_VM"})
+
+
+def test_what_an_operator_has_set_is_told_in_a_short_line() -> None:
+    error = refusal(**container(image_digest=IMAGE, env_override={"X" * 200: "", "Y\n": ""}))
+    assert error is not None
+    assert error.code == "override-not-allowed"
+    assert f"has set {'X' * 64}, Y\\n in the" in str(error)
 
 
 def test_the_table_of_platforms_says_whose_verdict_it_is() -> None:

@@ -167,6 +167,29 @@ def test_another_spelling_or_type_is_refused(make: Callable[[], bytes], why: str
     assert caught.value.code == "malformed-token"
 
 
+def test_a_token_may_be_as_long_as_its_bound() -> None:
+    """C-18: a longer one is refused for its size alone, before anything else."""
+    with pytest.raises(MalformedEvidence, match="1 parts"):
+        Token.parse(bytes(MAX_TOKEN))
+
+
+def test_as_many_as_may_be_are_read() -> None:
+    """C-18: the bounds themselves belong to what is read; and no type has to be named."""
+    token = GOOGLE.token(
+        eat_nonce=["x" * 128] * 16,
+        google_service_accounts=[f"a{at}" for at in range(64)],
+        swversion=["9" * 19],
+    )
+    read = Token.parse(token)
+    assert (len(read.nonces), len(read.service_accounts)) == (16, 64)
+    assert read.software_version == int("9" * 19)
+    for size in (1, 4096):
+        certificates = [bytes(size)] * 3
+        assert Token.parse(with_header(x5c=x5c(*certificates))).certificates == tuple(certificates)
+    header = {name: value for name, value in GOOGLE.header().items() if name != "typ"}
+    assert code_of(GOOGLE.sign(dumped(header), dumped(GOOGLE.told()))) == "accepted"
+
+
 def test_claims_that_google_adds_are_left_alone() -> None:
     assert (
         code_of(GOOGLE.token(something_new={"a": [1, {"b": None}]}, submods={"nvidia_gpu": {}})) == "accepted"

@@ -207,3 +207,25 @@ def test_any_bytes_end_in_a_typed_error(data: bytes) -> None:
 def test_the_time_is_told_to_the_millisecond() -> None:
     data = AWS.document(timestamp=int(NOON.timestamp() * 1000) + 578)
     assert Document.parse(data).timestamp == NOON + timedelta(milliseconds=578)
+
+
+def test_what_is_as_long_as_it_may_be_or_as_short_is_read() -> None:
+    """C-18: the bounds themselves belong to what is read."""
+    for size in (1, 128):
+        assert len(Document.parse(AWS.document(module_id="i" * size)).module_id) == size
+    for count, size in ((1, 1), (1, 1024), (8, 1)):
+        told = Document.parse(AWS.document(certificate=bytes(size), cabundle=[bytes(size)] * count))
+        assert (len(told.certificate), [len(one) for one in told.cabundle]) == (size, [size] * count)
+    told = Document.parse(AWS.document(public_key=bytes(1024), user_data=bytes(512), nonce=bytes(512)))
+    assert (len(told.public_key), len(told.user_data), len(told.nonce)) == (1024, 512, 512)
+    with pytest.raises(MalformedEvidence, match="after the end"):
+        Document.parse(bytes(MAX_DOCUMENT))
+
+
+def test_what_an_enclave_may_give_may_all_be_missing() -> None:
+    assert code_of(AWS.document(leave_out=("public_key", "user_data", "nonce"))) == "accepted"
+
+
+def test_a_name_of_the_module_is_of_plain_letters() -> None:
+    """C-17: none that looks like another."""
+    assert code_of(AWS.document(module_id="i-\u0430bc")) == "malformed-cose"

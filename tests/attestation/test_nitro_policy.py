@@ -203,6 +203,7 @@ def test_without_a_nonce_the_document_must_have_none() -> None:
         {"pcrs": {0: {OTHER}, -1: {OTHER}}},
         {"pcrs": {0: {OTHER}, "1": {OTHER}}},
         {"pcrs": {False: {OTHER}}},
+        {"pcrs": {0: {OTHER}, 5.0: {OTHER}}},
         {"instance_ids": set()},
         {"instance_ids": "i-1"},
         {"instance_ids": {""}},
@@ -283,6 +284,26 @@ def test_a_policy_says_in_words_what_it_checks_and_what_it_does_not() -> None:
     assert any(ROLE in one for one in full.checks)
     assert not any("any AWS account" in one for one in full.unchecked)
     assert any("Which image" in one for one in AWS.policy(pcrs={8: {OTHER}}).in_words().unchecked)
+    assert not any("Which image" in one for one in short.unchecked)
+    assert "The enclave is not in debug mode (PCR0 to PCR2 are not zero)." in short.checks
+    assert "The document is at most 300 seconds old." in short.checks
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"instance_ids": {INSTANCE}},
+        {"iam_roles": {ROLE}},
+        {"pcrs": {0: {PCRS[0]}, 3: {PCRS[3]}}},
+        {"pcrs": {0: {PCRS[0]}, 4: {PCRS[4]}}},
+    ],
+)
+def test_who_names_a_machine_in_any_way_is_not_told_that_any_passes(wish: dict[str, Any]) -> None:
+    """C-51: in the report, and in the policy's own words."""
+    policy, walk = AWS.policy(**wish), Walk()
+    appraise(AWS.document(), {}, policy, now=NOON, walk=walk)
+    assert walk.steps[-1].outcome == "passed"
+    assert not any("any AWS account" in one for one in policy.in_words().unchecked)
 
 
 def test_a_refusal_is_of_the_kind_that_policies_give() -> None:

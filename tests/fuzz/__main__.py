@@ -22,7 +22,7 @@ MOST_SECONDS = 0.05
 MOST_MEMORY = 64 << 20
 MOST_BYTES = 40_000  # of one input; sizes beyond are in test_garbled_input.py
 
-with atheris.instrument_imports(include=["blindbox_attestation"]):
+with atheris.instrument_imports(include=["blindbox_attestation", "blindbox.report"]):
     from .readers import READERS, TYPED
 
 

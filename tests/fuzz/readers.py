@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from blindbox_attestation import cbor, policy
+from blindbox import report as reports
+from blindbox_attestation import cbor, policy, strict_json
+from blindbox_attestation.azure.evidence import AzureEvidence
+from blindbox_attestation.azure.hcl import SNP, TDX, Hcl
+from blindbox_attestation.azure.runtime import Runtime
+from blindbox_attestation.azure.tdreport import TdReport
 from blindbox_attestation.der import NotDer
 from blindbox_attestation.errors import BlindBoxError
+from blindbox_attestation.event_log import EventLog, Variable
 from blindbox_attestation.evidence import AttestationDocument
 from blindbox_attestation.gcp.token import Token
 from blindbox_attestation.nitro.document import Document
 from blindbox_attestation.snp.report import Report
 from blindbox_attestation.tdx.collateral import Collateral
 from blindbox_attestation.tdx.quote import Quote
+from blindbox_attestation.vtpm import chain
+from blindbox_attestation.vtpm.area import Area
+from blindbox_attestation.vtpm.evidence import TpmEvidence, read_key
+from blindbox_attestation.vtpm.quote import Attest, Signature
 from blindbox_attestation.x509 import Certificate, RevocationList
+from tests.kit import NOON
 from tests.kit.amd import FakeAmd
+from tests.kit.policies import CHANGED
 from tests.kit.specimens import specimen
+from tests.kit.tpm import variable
 
 Reader = Callable[[bytes], object]
 
@@ -25,11 +38,27 @@ TYPED = (BlindBoxError, NotDer, cbor.NotCbor)
 
 
 def honest_policy() -> bytes:
-    return (
-        b'{"version":1,"snp":{"measurements":["' + b"ab" * 48 + b'"],'
-        b'"minimum_tcb":{"Turin":{"fmc":0,"bootloader":1,"tee":0,"snp":2,"microcode":71}},"vmpl":0},'
-        b'"max_age_seconds":60}'
+    """With a wish in every field of every platform."""
+    return strict_json.dump({"version": 1, **CHANGED, "max_age_seconds": 60})
+
+
+def honest_proof() -> bytes:
+    """As a program saves it after it has asked a machine."""
+    amd = FakeAmd()
+    report = reports.Report(
+        "http://machine.example:80", NOON, policy=amd.policy(), nonce=bytes(32), document=amd.document()
     )
+    return report.judged().to_json().encode("ascii")
+
+
+def part(name: str, member: str) -> bytes:
+    """One member of the evidence of that specimen."""
+    told = strict_json.parse(specimen(name).files["evidence"])
+    return strict_json.from_base64(told[member], member)
+
+
+def hcl(name: str) -> Hcl:
+    return Hcl.parse(part(name, "hcl"))
 
 
 READERS: dict[str, tuple[Reader, Callable[[], bytes]]] = {
@@ -43,4 +72,24 @@ READERS: dict[str, tuple[Reader, Callable[[], bytes]]] = {
     "cbor": (partial(cbor.parse, tag=18), lambda: specimen("nitro").files["evidence"]),
     "nitro-document": (Document.parse, lambda: specimen("nitro").files["evidence"]),
     "gcp-token": (Token.parse, lambda: specimen("gcp").files["evidence"]),
+    "tpm-evidence": (TpmEvidence.parse, lambda: specimen("tpm-rsa").files["evidence"]),
+    "tpm-quote": (Attest.parse, lambda: part("tpm-ecc", "attest")),
+    "tpm-signature": (Signature.parse, lambda: part("tpm-ecc", "signature")),
+    "tpm-public-area": (Area.parse, lambda: part("tpm-ecc", "ak_area")),
+    "tpm-key": (read_key, lambda: part("tpm-ecc", "ak_public")),
+    "ak-chain": (chain.split, lambda: specimen("tpm-ecc").files["ak_chain"]),
+    "event-log": (EventLog.parse, lambda: specimen("tpm-ecc").files["event_log"]),
+    "variable": (Variable.parse, lambda: variable("SecureBoot", b"\x01")),
+    "azure-snp-evidence": (
+        partial(AzureEvidence.parse, kind=SNP),
+        lambda: specimen("az-snp").files["evidence"],
+    ),
+    "azure-tdx-evidence": (
+        partial(AzureEvidence.parse, kind=TDX),
+        lambda: specimen("az-tdx").files["evidence"],
+    ),
+    "azure-hcl": (Hcl.parse, lambda: part("az-snp", "hcl")),
+    "azure-runtime": (Runtime.parse, lambda: hcl("az-snp").runtime),
+    "td-report": (TdReport.parse, lambda: hcl("az-tdx").report),
+    "proof": (reports.SavedProof.parse, honest_proof),
 }

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from blindbox_attestation.event_log import EventLog
 from tests.kit.tpm import ALGORITHMS, NO_ACTION, SIZES, VARIABLE
-
-ASKED_FOR: Final = ("SecureBoot", "db")
-"""The variables that the specimens' policies look for."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,13 @@ def other_banks(log: bytes) -> Iterator[int]:
 
 
 def words_beside(log: bytes) -> Iterator[int]:
-    """Type and data of the events whose digest is all that counts: those of no variable that is asked for."""
-    fields = list(pieces(log))
-    kinds, datas = ([one for one in fields if one.name == name] for name in ("kind", "data"))
-    for kind, data in zip(kinds, datas, strict=True):
-        name = log[data.begins + 32 : data.ends]
-        if kind.kind == VARIABLE and name.startswith(tuple(one.encode("utf-16-le") for one in ASKED_FOR)):
-            continue
-        # An event that says it was not measured at all would be missing from its register.
-        yield from (bit for at, bit in enumerate(kind.bits()) if kind.kind ^ 1 << at != NO_ACTION)
-        yield from data.bits()
+    """Types of all events; data of those that nobody looks into: all but the variables in register 7."""
+    for piece in pieces(log):
+        if piece.name == "kind":
+            # An event that says it was not measured at all would be missing from its register.
+            yield from (bit for at, bit in enumerate(piece.bits()) if piece.kind ^ 1 << at != NO_ACTION)
+        elif piece.name == "data" and (piece.register, piece.kind) != (7, VARIABLE):
+            yield from piece.bits()
 
 
 def unvouched(member: str, mask: bytes) -> Callable[[bytes], Iterator[int]]:
@@ -108,20 +103,33 @@ def unvouched(member: str, mask: bytes) -> Callable[[bytes], Iterator[int]]:
     return found
 
 
-NOBODY_ASKS: Final = (0xFFFF_FFFF ^ 0x0007_0032).to_bytes(4)
-"""Attributes of a key other than fixedTPM, fixedParent, sensitiveDataOrigin, restricted, decrypt and sign."""
+NOBODY_ASKS: Final = b"\x00\x00\xff\xff" + (0xFFFF_FFFF ^ 0x0007_0032).to_bytes(4)
+"""
+Of a public area: the hash of its name, and attributes other than fixedTPM, fixedParent,
+sensitiveDataOrigin, restricted, decrypt and sign.
+"""
+
+IN_NO_QUOTE: Final = bytes(32 + 16) + b"\xff" * 16 + bytes(192) + b"\xff" * 32
+"""Of a paravisor's blob, in its TDREPORT: CPUSVN, and the MAC that only its own machine can check."""
 
 _LOG: Final = (
     Span("the header tells where the log is from, and nobody asks", of_the_header, 5 + 6 * 8),
     Span("digests of banks that were not quoted", other_banks, 16 * 8 * (20 + 48)),
-    Span("no digest covers types, and nobody believes the data of these events", words_beside, 2335),
+    Span("no digest covers types, and nobody looks into the data of these events", words_beside, 1_967),
 )
 _AREA: Final = (
     Span(
         "ak_area is the sender's word, by which only a key that was made wrongly is found: which hash its "
         "name has, and what else it may do",
-        unvouched("ak_area", b"\x00\x00\xff\xff" + NOBODY_ASKS),
+        unvouched("ak_area", NOBODY_ASKS),
         34,
+    ),
+)
+_TD_REPORT: Final = (
+    Span(
+        "of the TDREPORT, what only its own machine can check and no quote repeats: CPUSVN and the MAC",
+        unvouched("hcl", IN_NO_QUOTE),
+        319,
     ),
 )
 
@@ -131,6 +139,7 @@ MEANINGLESS: Mapping[tuple[str, str], tuple[Span, ...]] = {
     ("tpm-rsa", "evidence"): _AREA,
     ("tpm-rsa", "event_log"): _LOG,
     ("az-snp", "event_log"): _LOG,
+    ("az-tdx", "evidence"): _TD_REPORT,
 }
 """(specimen, file) → the spans in it."""
 
@@ -143,20 +152,33 @@ PADDED: Mapping[tuple[str, str], str] = {
 
 
 def means_the_same(platform: str, file: str, one: bytes, other: bytes) -> bool:
-    """
-    Whether two files differ at most in zeros at their end, where those carry no meaning, or are two
-    spellings of one JSON: nobody signs that, only what is in it.
-    """
+    """Whether two files say the same to whoever relies on them, in other bytes or in the same."""
+    return one == other or _meaning(platform, file, one) == _meaning(platform, file, other)
+
+
+def _meaning(platform: str, file: str, data: bytes) -> object:
     if (platform, file) in PADDED:
-        one, other = one.rstrip(b"\x00"), other.rstrip(b"\x00")
-    return one == other or ((told := _told(one)) is not None and told == _told(other))
-
-
-def _told(data: bytes) -> object:
+        data = data.rstrip(b"\x00")
+    if file == "event_log":
+        return _of_the_log(EventLog.parse(data))
     try:
-        told = json.loads(data)
+        told = json.loads(data)  # which has many spellings: nobody signs it, only what is in it
     except ValueError:
-        return None
-    if isinstance(told, dict) and isinstance(quote := told.get("td_quote"), str):
-        told["td_quote"] = b64decode(quote).rstrip(b"\x00")
+        return data
+    if "td_quote" in told:
+        told["td_quote"] = b64decode(told["td_quote"]).rstrip(b"\x00")
+        told["hcl"] = _without(told["hcl"], IN_NO_QUOTE)
+    if "ak_area" in told:
+        told["ak_area"] = _without(told["ak_area"], NOBODY_ASKS)
     return told
+
+
+def _of_the_log(log: EventLog) -> object:
+    """The digests in each register that a specimen's policy relies on, and the variables."""
+    digests = {register: [event.digests["sha256"] for event in log.of(register)] for register in range(9)}
+    return digests, log.startup_locality, [event.data for event in log.before_separator(7, "sha256")]
+
+
+def _without(text: str, mask: bytes) -> int:
+    data = b64decode(text)
+    return int.from_bytes(data) & ~int.from_bytes(mask.ljust(len(data), b"\x00"))
