@@ -30,8 +30,8 @@ def accepted_cuts(one: Specimen, file: str, sizes: Iterable[int]) -> list[int]:
     return [
         size
         for size in sizes
-        if not means_the_same(one.platform, file, data[:size], data)
-        and one.code({file: data[:size]}) == "accepted"
+        if one.code({file: data[:size]}) == "accepted"
+        and not means_the_same(one.platform, file, data[:size], data)
     ]
 
 

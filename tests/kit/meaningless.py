@@ -152,7 +152,7 @@ PADDED: Mapping[tuple[str, str], str] = {
 
 
 def means_the_same(platform: str, file: str, one: bytes, other: bytes) -> bool:
-    """Whether two files say the same to whoever relies on them, in other bytes or in the same."""
+    """Whether two files that are accepted say the same to whoever relies on them, if in other bytes."""
     return one == other or _meaning(platform, file, one) == _meaning(platform, file, other)
 
 
@@ -164,6 +164,8 @@ def _meaning(platform: str, file: str, data: bytes) -> object:
     try:
         told = json.loads(data)  # which has many spellings: nobody signs it, only what is in it
     except ValueError:
+        return data
+    if not isinstance(told, dict):
         return data
     if "td_quote" in told:
         told["td_quote"] = b64decode(told["td_quote"]).rstrip(b"\x00")
