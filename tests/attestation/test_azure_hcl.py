@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from blindbox_attestation.azure.tdreport import TdReport, quoted_body
 from blindbox_attestation.errors import AttestationError, MalformedEvidence
 from blindbox_attestation.tdx.quote import Quote
 from tests.kit.azure import from_foreign
+from tests.kit.specimens import specimen
 
 REAL = ["snp_milan_evidence", "snp_milan_v0_evidence", "tdx_evidence", "tdx_ak_chain_2026-06"]
 BLOB = Hcl(
@@ -176,4 +179,14 @@ def test_a_cut_tdreport_is_refused(td_report: bytes) -> None:
     for size in (0, 3, 1023):
         with pytest.raises(MalformedEvidence) as refused:
             TdReport.parse(td_report[:size])
+        assert refused.value.code == "malformed-hcl"
+
+
+def test_behind_a_tdreport_there_is_nothing() -> None:
+    """C-17: it is shorter than the room for a report, and the rest of the room is zero."""
+    hcl = b64decode(json.loads(specimen("az-tdx").files["evidence"])["hcl"])
+    assert Hcl.parse(hcl)
+    for at in (32 + 1024, 1215):
+        with pytest.raises(MalformedEvidence) as refused:
+            Hcl.parse(hcl[:at] + b"\x01" + hcl[at + 1 :])
         assert refused.value.code == "malformed-hcl"

@@ -158,3 +158,8 @@ def test_a_number_that_does_not_fit_is_not_written() -> None:
     for number in (1 << 64, -(1 << 64) - 1):
         with pytest.raises(ValueError, match="64 bits"):
             cbor.encode(number)
+
+
+@pytest.mark.parametrize(("number", "spelt"), [(23, "17"), (24, "1818"), (255, "18ff"), (256, "190100")])
+def test_a_number_is_written_in_the_fewest_bytes(number: int, spelt: str) -> None:
+    assert cbor.encode(number).hex() == spelt

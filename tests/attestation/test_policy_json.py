@@ -249,6 +249,7 @@ def test_an_unsafe_policy_never_has_the_digest_of_another() -> None:
         ("ab" * 47, "has 47 bytes"),
         ("AB" * 48, "has capital letters"),
         ("0x" + "ab" * 48, "begins with 0x"),
+        ("0X" + "ab" * 48, "begins with 0X"),
         ("a" * 95, "odd number of digits"),
         ("zz" * 48, "something that is none"),
     ],
