@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self, conversation: list[dict[str, Any]], *, tokenize: bool, add_generation_prompt: bool, **more: Any
     ) -> Any: ...
 
 
@@ -69,6 +69,29 @@ class Template(Enum):
             # The template has written the special tokens already.
             return _ids(tokenizer(rendered, add_special_tokens=False))
         return _ids(tokenizer(_render(self, question), add_special_tokens=True))
+
+    def conversation(
+        self,
+        tokenizer: Tokenizer,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
+        """
+        The tokens of a conversation, up to where the next answer begins.
+
+        A model without a chat template reads the messages one below the other, each after its role; a single
+        one is asked as `prompt` asks it.
+        """
+        if self is Template.CHAT:
+            more = {"tools": tools} if tools else {}
+            rendered = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **more
+            )
+            return _ids(tokenizer(rendered, add_special_tokens=False))
+        if len(messages) == 1:
+            return self.prompt(tokenizer, messages[0]["content"])
+        lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+        return _ids(tokenizer("\n".join([*lines, "Assistant:"]), add_special_tokens=True))
 
     def example(
         self, tokenizer: Tokenizer, question: str, answer: str, *, end: int | None, most: int

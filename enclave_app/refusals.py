@@ -70,6 +70,13 @@ class TooLarge(Refusal):
     status = 413
 
 
+class RateLimited(Refusal):
+    """This tenant has as much waiting or running as one may have; others are served."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
 class Busy(Refusal):
     """Everything works, but too many are waiting already."""
 

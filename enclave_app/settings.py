@@ -82,7 +82,12 @@ class Settings:
     model: str = "tiiuae/falcon-7b"  # what tenants fine-tune and ask through /inference: a name or a folder
     instruct_model: str = "tiiuae/falcon-7b-instruct"  # what answers /test
     models_dir: Path = Path("/models")  # where a model named ORG/NAME is looked for
-    engine: Literal["torch", "echo"] = "torch"
+    engine: Literal["openvino", "torch", "echo"] = "openvino"
+    weights: Literal["int8", "bf16", "int4"] = "int8"  # as openvino holds them
+    exports_dir: Path | None = None  # of models made ready for openvino; None = `exported` beside the models
+    threads: int = 0  # of the engine; 0 = the machine's cores
+    kv_cache_mib: int = 0  # of each engine; 0 = a quarter of what memory is free at its start
+    most_sequences: int = 64  # continued at once by each engine
     quoter: QuoterName = "auto"  # which hardware proves this machine (quoting/machine.py)
     tpm_ak: str = "ecc"  # the TPM's attestation key: its kind, or the handle of a persistent one
     audience: str = "blindbox"  # whom Confidential Space's tokens are for
@@ -93,13 +98,24 @@ class Settings:
     allow_outbound: bool = False  # may data sets and models be fetched from the Hugging Face hub?
     authorities: tuple[str, ...] = ()  # names a client may use besides the boot id (SPEC §5.3)
     endorsements_dir: Path | None = None  # the vendor's certificates, put there by the operator
-    max_new_tokens: int = 1024
+    max_new_tokens: int = 4096  # of one answer
+    max_choices: int = 8  # `n` of one request
+    max_stops: int = 16  # stop strings of one request, …
+    max_stop_chars: int = 256  # … and how long each
+    max_messages: int = 1024  # of one conversation
+    max_schema_bytes: int = 32 << 10  # of a JSON schema that an answer has to follow
     max_upload_bytes: int = 256 << 20
     max_files: int = 100  # of one tenant
     max_training_rows: int = 100_000
     max_training_tokens: int = 512  # of one row; longer ones are cut at the end
     max_epochs: int = 100
-    max_waiting: int = 32  # prompts waiting for the model
+    max_waiting: int = 256  # prompts waiting for one engine, …
+    max_waiting_each: int = 64  # … and of one tenant
+    max_tokens_each: int = 1 << 18  # of one tenant's prompts and answers together, waiting and running
+    max_step_seconds: int = 300  # an engine that gives no sign of life for so long is started again
+    max_tuned: int = 4  # tuned models held in memory beside the base model
+    operator_port: int = 0  # /metrics and /health on 127.0.0.1; 0 = none
+    drain_seconds: int = 30  # what runs may take so long to finish once the enclave is told to stop
     max_waiting_trainings: int = 4
 
     @classmethod
@@ -217,7 +233,12 @@ _READERS: Mapping[str, Any] = {
     "model": _model,
     "instruct_model": _model,
     "models_dir": _folder,
-    "engine": _one_of("torch", "echo"),
+    "engine": _one_of("openvino", "torch", "echo"),
+    "weights": _one_of("int8", "bf16", "int4"),
+    "exports_dir": _folder,
+    "threads": _integer(0, 1024),
+    "kv_cache_mib": _integer(0, 16 << 20),
+    "most_sequences": _integer(1, 4096),
     "quoter": _one_of(*QUOTERS),
     "tpm_ak": _matching(_TPM_AK, "ecc, rsa or the handle of a persistent key, 0x81000000 to 0x81ffffff"),
     "audience": _matching(_AUDIENCE, "1 to 512 characters of a URL or a name"),
@@ -234,6 +255,17 @@ _READERS: Mapping[str, Any] = {
     "max_training_rows": _integer(1, 100_000_000),
     "max_training_tokens": _integer(8, 1_000_000),
     "max_epochs": _integer(1, 10_000),
+    "max_choices": _integer(1, 128),
+    "max_stops": _integer(0, 1000),
+    "max_stop_chars": _integer(1, 100_000),
+    "max_messages": _integer(1, 1_000_000),
+    "max_schema_bytes": _integer(0, 1 << 20),
     "max_waiting": _integer(1, 100_000),
+    "max_waiting_each": _integer(1, 100_000),
+    "max_tokens_each": _integer(1, 1 << 40),
+    "max_step_seconds": _integer(1, 86_400),
+    "max_tuned": _integer(0, 1000),
+    "operator_port": _integer(0, 65535),
+    "drain_seconds": _integer(0, 3600),
     "max_waiting_trainings": _integer(0, 1000),
 }

@@ -6,9 +6,12 @@ The inner app: thin routes over engines, training and the store. It knows no key
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 
-from . import answers, files, house
+from . import alpaca, answers, chat, completions, files, house, models, status
 from .rooms import Rooms
 
 __all__ = ["Rooms", "build_api"]
@@ -22,7 +25,15 @@ def build_api(rooms: Rooms) -> FastAPI:
     metrics and validation errors (with the values in them) to whatever OpenTelemetry provider the
     environment sets up.
     """
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        await rooms.catalogue.open()
+        yield
+        rooms.desk.close()
+
     app = FastAPI(
+        lifespan=life,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -37,6 +48,6 @@ def build_api(rooms: Rooms) -> FastAPI:
         },
     )
     answers.install(app)
-    app.include_router(house.router(rooms))
-    app.include_router(files.router(rooms))
+    for routes in (house, alpaca, models, chat, completions, files, status):
+        app.include_router(routes.router(rooms))
     return app

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import Depends, Header
 
+from ..catalogue import Catalogue
 from ..datasets import Hub
-from ..engines import Engine
 from ..engines.desk import Desk
 from ..settings import Settings
 from ..store import Store
@@ -22,8 +22,7 @@ class Rooms:
 
     settings: Settings
     store: Store
-    base: Engine  # what tenants tune
-    instruct: Engine  # what answers /test; may be the same object
+    catalogue: Catalogue
     desk: Desk
     workshop: Workshop
     hub: Hub

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from ..datasets import Pairs
 from ..engines.adapter import Adapter, Manifest
+from ..engines.echo import ByteTokenizer
 from ..prompts import Template
 from . import Progress, Recipe, Trained
 
@@ -33,9 +34,9 @@ class CountingTrainer:
             time.sleep(self._seconds)
         weights = json.dumps([data.rows, recipe.epochs, recipe.seed]).encode()
         manifest = Manifest(
-            model="counting",
+            model="",  # as the echo engine's source says of itself: there are no weights to be made for
             template=Template.TEXT.value,
-            template_digest="",
+            template_digest=Template.TEXT.digest(ByteTokenizer()),
             rank=recipe.rank,
             alpha=recipe.rank,
             targets=(),

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from .. import pipe
 from ..datasets import Pairs
 from ..engines.adapter import Adapter, Manifest
 from ..models import Model, keep_from_hub
 from ..settings import MALLOC_TUNABLES
-from . import Progress, Recipe, Trained, TrainingFailed, Unlearnable, pipe
+from . import Progress, Recipe, Trained, TrainingFailed, Unlearnable
 
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 _START = (

@@ -12,7 +12,8 @@ import sys
 import threading
 from typing import BinaryIO
 
-from . import Unlearnable, pipe
+from .. import pipe
+from . import Unlearnable
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import tokenizers
+import tokenizers.models
 
 from enclave_app.settings import KEPT, MALLOC_TUNABLES, InvalidSettings, Settings, forget
 from tests.conftest import REPOSITORY
@@ -29,6 +32,11 @@ def test_every_field_can_be_set_and_is_read_as_its_type() -> None:
             "BLINDBOX_INSTRUCT_MODEL": "org/chat-1.5",
             "BLINDBOX_MODELS_DIR": "/srv/models",
             "BLINDBOX_ENGINE": "echo",
+            "BLINDBOX_WEIGHTS": "bf16",
+            "BLINDBOX_EXPORTS_DIR": "/srv/exports",
+            "BLINDBOX_THREADS": "3",
+            "BLINDBOX_KV_CACHE_MIB": "512",
+            "BLINDBOX_MOST_SEQUENCES": "16",
             "BLINDBOX_QUOTER": "simulated",
             "BLINDBOX_TPM_AK": "0x81010002",
             "BLINDBOX_AUDIENCE": "https://box.example/",
@@ -45,7 +53,18 @@ def test_every_field_can_be_set_and_is_read_as_its_type() -> None:
             "BLINDBOX_MAX_TRAINING_ROWS": "3",
             "BLINDBOX_MAX_TRAINING_TOKENS": "64",
             "BLINDBOX_MAX_EPOCHS": "4",
+            "BLINDBOX_MAX_CHOICES": "1",
+            "BLINDBOX_MAX_STOPS": "0",
+            "BLINDBOX_MAX_STOP_CHARS": "10",
+            "BLINDBOX_MAX_MESSAGES": "9",
+            "BLINDBOX_MAX_SCHEMA_BYTES": "0",
             "BLINDBOX_MAX_WAITING": "5",
+            "BLINDBOX_MAX_WAITING_EACH": "6",
+            "BLINDBOX_MAX_TOKENS_EACH": "1000",
+            "BLINDBOX_MAX_STEP_SECONDS": "11",
+            "BLINDBOX_MAX_TUNED": "0",
+            "BLINDBOX_OPERATOR_PORT": "9090",
+            "BLINDBOX_DRAIN_SECONDS": "12",
             "BLINDBOX_MAX_WAITING_TRAININGS": "0",
         }
     )
@@ -183,6 +202,24 @@ def test_the_digest_covers_every_field() -> None:
     assert len(digests) == 1 + len(fields(Settings))
 
 
+def test_every_setting_stands_in_the_manual_with_its_default() -> None:
+    page = (REPOSITORY / "docs" / "running.md").read_text("utf-8")
+    table = page.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    told: dict[str, str] = {}
+    for names, defaults in re.findall(r"^\| (`BLINDBOX_[^|]+) \| ([^|]+) \|", table, re.MULTILINE):
+        told |= dict(zip(names.split(", "), defaults.split(", "), strict=True))
+    units = {"KiB": 1 << 10, "MiB": 1 << 20}
+    for field in fields(Settings):
+        number, _, unit = told.pop(f"`BLINDBOX_{field.name.upper()}`").partition(" ")
+        value = getattr(Settings(), field.name)
+        meant: object = int(number) * units[unit] if unit else number.strip("`")
+        if isinstance(value, int):  # a flag is one too
+            assert meant in (value, str(int(value))), field.name
+        else:
+            assert meant == (str(value) if value else "none"), field.name
+    assert not told, f"the manual has settings that there are not: {', '.join(told)}"
+
+
 def start(environ: dict[str, str], seconds: float = 60) -> subprocess.CompletedProcess[str]:
     paths = [str(REPOSITORY), str(REPOSITORY / "attestation")]
     code = f"import sys; sys.path[:0] = {paths!r}; import runpy; "
@@ -223,14 +260,45 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_loaded() -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_weights_that_cannot_be_read_stop_the_start_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("has_words", "reason"), [(False, "has no tokenizer.json"), (True, "an engine cannot be started")]
+)
+def test_a_model_that_cannot_be_read_stops_the_start_in_words(
+    tmp_path: Path, has_words: bool, reason: str
+) -> None:
+    """What the engine's process found out is the last line here: a reason, and no trace."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
+    if has_words:
+        tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0})).save(str(tmp_path / "tokenizer.json"))
     model = {"BLINDBOX_MODEL": str(tmp_path), "BLINDBOX_INSTRUCT_MODEL": str(tmp_path)}
     run = start(ECHO | model | {"BLINDBOX_ENGINE": "torch", "BLINDBOX_PORT": "0"}, 120)
     assert run.returncode == 2, run.stderr
-    assert f"{tmp_path} cannot be loaded" in run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("not started: ")
+    assert reason in last
     assert "Traceback" not in run.stderr
+
+
+def test_the_process_that_answers_the_network_imports_nothing_heavy() -> None:
+    """A cold start is mostly imports; and what is not there cannot be attacked."""
+    code = (
+        f"import sys; sys.path[:0] = {[str(REPOSITORY), str(REPOSITORY / 'attestation')]!r}\n"
+        "from enclave_app import __main__, serving\n"
+        "from enclave_app.main import from_settings\n"
+        "from enclave_app.settings import Settings\n"
+        "from enclave_app.training import sft\n"
+        "from enclave_app.engines import export\n"
+        "import enclave_app.tokenizer\n"
+        "from_settings(Settings(engine='echo', quoter='simulated'))\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "uvicorn" in loaded
+    heavy = {"torch", "transformers", "openvino", "openvino_genai", "optimum", "nncf", "numpy", "pandas"}
+    assert not loaded & (heavy | {"datasets", "pyarrow", "peft", "trl", "scipy", "huggingface_hub"})
 
 
 @pytest.mark.parametrize(

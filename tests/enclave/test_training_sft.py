@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from enclave_app.datasets import Pairs
-from enclave_app.engines import Prompt, Sampling, Tuning
+from enclave_app.engines import Sampling, Update, Work
 from enclave_app.models import Model
 from enclave_app.prompts import IGNORED, Template
+from enclave_app.tokenizer import FolderTokenizer
 from enclave_app.training import Progress, Recipe, Trained, TrainingFailed, Unlearnable
 from enclave_app.training.sft import SftTrainer
 from tests.kit.models import tiny_falcon, tiny_llama, tokenizer
@@ -48,18 +49,28 @@ def test_a_tiny_model_learns_its_rows_and_serves_them_and_stops(make: Any, templ
     assert trained.report["last_loss"] < 0.2 < trained.report["first_loss"]
     assert trained.adapter.manifest.template == template.value
 
-    engine = TorchEngine(model, "cpu")
+    engine = TorchEngine(str(model.folder), device="cpu")
+    words = FolderTokenizer(model.folder)
     sampling = Sampling(max_new_tokens=40, do_sample=False)
+    engine.load("tuned", trained.adapter)
 
-    def ask(question: str, tuning: Tuning | None) -> tuple[str, str | None]:
-        pieces = list(engine.generate(Prompt(question, tuning), sampling))
-        return "".join(piece.text for piece in pieces).strip(), pieces[-1].finish
+    def ask(tuning: str) -> list[tuple[str, str | None]]:
+        """Both questions, answered together."""
+        for key, (question, _) in enumerate(ROWS):
+            engine.start(key, Work(tuple(template.prompt(words, question)), sampling, tuning=tuning))
+        said: list[list[int]] = [[] for _ in ROWS]
+        ends: list[str | None] = [None for _ in ROWS]
+        while engine.busy():
+            for update in engine.step():
+                assert isinstance(update, Update)
+                said[update.key] += [token.id for token in update.tokens]
+                ends[update.key] = update.finish
+        return [(words.decode(each).strip(), end) for each, end in zip(said, ends, strict=True)]
 
-    tuning = Tuning("tuned", lambda: trained.adapter)
-    before = ask(ROWS[0][0], None)
-    for question, answer in ROWS:
-        assert ask(question, tuning) == (answer, "stop")
-    assert ask(ROWS[0][0], None) == before != (ROWS[0][1], "stop")
+    before = ask("")
+    learned = [(answer, "stop") for _, answer in ROWS]
+    assert ask("tuned") == learned
+    assert ask("") == before != learned
 
 
 def test_one_column_is_learned_as_plain_text() -> None:

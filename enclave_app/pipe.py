@@ -1,9 +1,10 @@
 """
-What the app and its training process say to each other: frames over pipes, no files, no pickles.
+What the app and its own child processes say to each other: frames over pipes, no files, no pickles.
 
     frame = kind (1 byte: J for JSON, B for bytes) ‖ u64 length ‖ payload
 
-Down goes one job; up come messages, each a JSON object with `say`, and the weights as one frame of bytes.
+A message is a JSON object with `say`; weights are a frame of bytes. Who says what is told in
+`training/sft.py` and `engines/worker.py`.
 """
 
 from __future__ import annotations
