@@ -5,6 +5,7 @@
 #   docker build -t blindbox --build-arg DEMO=1 .                    SmolLM2-135M-Instruct inside
 #   docker build -t blindbox --build-arg MODEL=tiiuae/falcon-7b --build-arg MODEL_REVISION=<commit> \
 #       --build-arg INSTRUCT_MODEL=tiiuae/falcon-7b-instruct --build-arg INSTRUCT_MODEL_REVISION=<commit> .
+#   (--build-arg WEIGHTS=int8|bf16|int4: how OpenVINO holds them)
 #   docker run -p 80:80 -e BLINDBOX_QUOTER=simulated blindbox        (image/README.md: podman, Kubernetes)
 #
 # `make image` builds it where no registry is in reach (image/build.sh).
@@ -23,7 +24,7 @@ COPY requirements/enclave.txt image/compile.py /build/
 # The environment has no pip of its own: the base's works on it from outside.
 RUN python -m venv --without-pip /opt/blindbox \
     && python -m pip --python /opt/blindbox/bin/python install --no-cache-dir --no-compile --require-hashes \
-        --disable-pip-version-check --root-user-action ignore \
+        --no-deps --disable-pip-version-check --root-user-action ignore \
         ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /build/enclave.txt \
     && /opt/blindbox/bin/python -c "import pathlib, sysconfig; \
         pathlib.Path(sysconfig.get_path('purelib'), 'blindbox.pth').write_text('/opt/blindbox/app\n')" \
@@ -53,7 +54,16 @@ RUN mkdir -p /models \
             --revision "$MODEL_REVISION"; fi \
     && if [ -n "$INSTRUCT_MODEL" ]; then \
         /opt/blindbox/bin/python -I -m enclave_app.models fetch "$INSTRUCT_MODEL" "/models/$INSTRUCT_MODEL" \
-            --revision "$INSTRUCT_MODEL_REVISION"; fi \
+            --revision "$INSTRUCT_MODEL_REVISION"; fi
+# What OpenVINO opens is made here, so that a start makes nothing.  The models get their final time first: an
+# export knows its model by path, size and time.
+ARG WEIGHTS=int8
+RUN find /models -exec touch -d "@$SOURCE_DATE_EPOCH" {} + \
+    && for model in ${DEMO:+"/models/$DEMO_NAME"} ${MODEL:+"/models/$MODEL"} \
+            ${INSTRUCT_MODEL:+"/models/$INSTRUCT_MODEL"}; do \
+        /opt/blindbox/bin/python -I -m enclave_app.models export "$model" /models/exported \
+            --weights "$WEIGHTS" || exit 1; done \
+    && rm -f /models/exported/.*.lock \
     && chmod -R a=rX /models
 
 # ── the system, without what builds or installs ──────────────────────────────────────────────────────
@@ -67,6 +77,7 @@ ARG DEMO=
 ARG DEMO_NAME=SmolLM2-135M-Instruct
 ARG MODEL=
 ARG INSTRUCT_MODEL=
+ARG WEIGHTS=int8
 COPY --from=system / /
 COPY --from=packages /opt/blindbox /opt/blindbox
 COPY --from=models /models /models
@@ -78,6 +89,7 @@ COPY enclave_app /opt/blindbox/app/enclave_app
 # Models are found by name in /models; an empty name leaves the app's default.
 ENV BLINDBOX_MODEL=${DEMO:+${DEMO_NAME}}${MODEL} \
     BLINDBOX_INSTRUCT_MODEL=${DEMO:+${DEMO_NAME}}${INSTRUCT_MODEL} \
+    BLINDBOX_WEIGHTS=${WEIGHTS} \
     BLINDBOX_DATA_DIR=/var/lib/blindbox \
     BLINDBOX_HOST=0.0.0.0 \
     BLINDBOX_PORT=80

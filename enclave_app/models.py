@@ -7,6 +7,7 @@ fetched from a hub is fetched without its code, for an architecture that transfo
 
     python -m enclave_app.models prepare-demo FOLDER
     python -m enclave_app.models fetch ORG/NAME FOLDER --revision COMMIT
+    python -m enclave_app.models export FOLDER EXPORTS_DIR --weights int8
 """
 
 from __future__ import annotations
@@ -299,21 +300,29 @@ def main(arguments: list[str] | None = None) -> int:
     bring.add_argument("name")
     bring.add_argument("folder", type=Path)
     bring.add_argument("--revision", required=True, help="a commit: 40 hexadecimal digits")
+    ready = commands.add_parser("export", help="make a model ready for OpenVINO, as a start would do it")
+    ready.add_argument("folder", type=Path)
+    ready.add_argument("exports_dir", type=Path, help="where exports lie: BLINDBOX_EXPORTS_DIR")
+    ready.add_argument("--weights", choices=("int8", "bf16", "int4"), default="int8")
     chosen = parser.parse_args(arguments)
     quiet(os.environ)
     try:
         if chosen.command == "prepare-demo":
-            model = prepare_demo(chosen.folder, lambda text: print(text, flush=True))
+            folder = prepare_demo(chosen.folder, lambda text: print(text, flush=True)).folder
+        elif chosen.command == "export":
+            from .engines.export import export
+
+            folder = export(Model.at(chosen.folder), chosen.weights, [chosen.exports_dir])
         else:
             if not _COMMIT.fullmatch(chosen.revision):
                 parser.error(
                     "--revision must be a commit (40 hexadecimal digits): a branch may change under you"
                 )
-            model = fetch(chosen.name, chosen.folder, revision=chosen.revision)
+            folder = fetch(chosen.name, chosen.folder, revision=chosen.revision).folder
     except UnusableModel as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{model.folder} is ready.", flush=True)
+    print(f"{folder} is ready.", flush=True)
     return 0
 
 

@@ -149,9 +149,11 @@ def _progress(data: dict[str, Any]) -> None:
 
 def _model(cache: Path) -> Path:
     folder = cache / "models" / "smollm2-135m-instruct"
-    command = [sys.executable, "-I", "-m", "enclave_app.models", "prepare-demo", str(folder)]
-    if subprocess.run(command, cwd=CHECKOUT, env=_clean_environment(), check=False).returncode:
-        raise SystemExit("the demo's model could not be prepared; see above")
+    # The enclave would make the second one itself when it starts; here it can be watched.
+    for command in (["prepare-demo", str(folder)], ["export", str(folder), str(folder.parent / "exported")]):
+        program = [sys.executable, "-I", "-m", "enclave_app.models", *command]
+        if subprocess.run(program, cwd=CHECKOUT, env=_clean_environment(), check=False).returncode:
+            raise SystemExit("the demo's model could not be prepared; see above")
     return folder
 
 

@@ -49,7 +49,7 @@ def refused(folder: Path, words: str) -> None:
     from enclave_app.engines.torch import TorchEngine
 
     with pytest.raises(UnusableModel, match=words):
-        TorchEngine(Model.at(folder), "cpu")
+        TorchEngine(str(Model.at(folder).folder), device="cpu")
 
 
 def test_a_file_is_not_too_large_to_be_asked_for_its_auto_map(folder: Path) -> None:
@@ -99,14 +99,15 @@ def test_weights_that_are_only_a_pickle_are_refused_and_not_read(
 
 def test_a_pickle_beside_safetensors_is_never_read(folder: Path, tmp_path: Path) -> None:
     """S-18: the loader takes the safetensors."""
-    from enclave_app.engines import Prompt, Sampling
+    from enclave_app.engines import Sampling, Work
     from enclave_app.engines.torch import TorchEngine
 
     canary = tmp_path / "canary"
     for name in ("pytorch_model.bin", "training_args.bin", "adapter_model.bin"):
         (folder / name).write_bytes(pickle.dumps(Touch(canary)))
-    engine = TorchEngine(Model.at(folder), "cpu")
-    assert list(engine.generate(Prompt("mill"), Sampling(max_new_tokens=2, seed=1)))
+    engine = TorchEngine(str(Model.at(folder).folder), device="cpu")
+    engine.start(1, Work((5, 6, 7), Sampling(max_new_tokens=2, seed=1)))
+    assert engine.step()
     assert not canary.exists()
 
 

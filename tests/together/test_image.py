@@ -306,6 +306,14 @@ def test_the_container_fine_tunes_and_then_answers_differently(
 
 @pytest.mark.container
 @pytest.mark.timeout(900)
+def test_a_start_of_the_image_makes_no_model_ready(container: Container, session: requests.Session) -> None:
+    ask(session, f"{container.origin}/test", "Hello")
+    assert "Preparing" not in container.log()
+    assert "-int8-" in container.shell("ls /models/exported")
+
+
+@pytest.mark.container
+@pytest.mark.timeout(900)
 def test_no_prompt_stands_in_the_containers_log(container: Container, session: requests.Session) -> None:
     """S-20: standard output and standard error of the container are read by whoever runs the machine."""
     ask(session, f"{container.origin}/test", CANARY)
