@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AbstractContextManager, suppress
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -20,6 +21,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..measured import REFUSAL
 from ..refusals import Failed, Refusal
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ def refused(refusal: Refusal) -> JSONResponse:
         headers["retry-after"] = str(refusal.retry_after)
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if refusal.status == 409:
+    if refusal.status == 409 or refusal.code.startswith("damaged_"):
         headers["x-should-retry"] = "false"  # the openai package would otherwise send it again at once
     return JSONResponse(refusal.body(), refusal.status, headers)
 
@@ -45,8 +47,9 @@ def refused(refusal: Refusal) -> JSONResponse:
 def install(app: FastAPI) -> None:
     """Give every error of this app the one shape."""
 
-    async def on_refusal(_: Request, error: Exception) -> JSONResponse:
+    async def on_refusal(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Refusal)
+        request.scope[REFUSAL] = error.code  # counted by `measured.py`
         return refused(error)
 
     async def on_http(_: Request, error: Exception) -> JSONResponse:
@@ -71,7 +74,11 @@ def install(app: FastAPI) -> None:
 
 
 _HTTP = {
-    404: ("There is no such route. There are: /test, /inference, /finetune and /v1/files.", "not_found"),
+    404: (
+        "There is no such route. There are: /v1/chat/completions, /v1/completions, /v1/models, /v1/files, "
+        "/v1/blindbox/status, /test, /inference, /finetune and /generate.",
+        "not_found",
+    ),
     405: ("This route does not take this method.", "method_not_allowed"),
 }
 
@@ -90,7 +97,11 @@ class _Surprises:
 
         async def watched(message: Message) -> None:
             nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                begun = True
+                # For people who compare what they saw; it is written down nowhere here.
+                request_id = f"req-{secrets.token_hex(12)}".encode()
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
             await send(message)
 
         try:
@@ -102,7 +113,7 @@ class _Surprises:
             if begun:
                 # Cut short is what it is: the seal's missing end tells the caller so.
                 raise RuntimeError("the answer broke off") from None
-            await refused(surprise())(scope, receive, send)
+            await refused(surprise())(scope, receive, watched)
 
 
 def surprise() -> Refusal:
@@ -143,32 +154,62 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
+Event = tuple[str, Any]
+"""An event's name ("" = none) and its data: what becomes JSON, or a text that is sent as it is."""
+Events = AsyncGenerator[Event | list[Event]]
+"""Those in a list leave together: what comes first of an answer goes out at once, and the rest on a tick."""
+
+
 class EventStream(StreamingResponse):
-    """Server-sent events (WHATWG HTML §9.2) that hold something until the last of them is sent."""
+    """
+    Server-sent events (WHATWG HTML §9.2).
+
+    The status is sent with the first event, so that what is refused before it is refused by a status. When
+    the caller hangs up, `events` is closed, and `held` is left when nothing of it runs any more.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[tuple[str, Any]], held: AbstractContextManager[Any]) -> None:
-        super().__init__(_written(events), headers={"cache-control": "no-store"})
-        self._held = held
+    def __init__(self, events: Events, held: AbstractContextManager[Any] | None = None) -> None:
+        super().__init__(_nothing(), headers={"cache-control": "no-store"})
+        self._events = events
+        self._held = held or nullcontext()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
         # Around the whole response: its iterator may never be started, and then would never be ended.
         with self._held:
-            await super().__call__(scope, receive, send)
+            async with aclosing(self._events) as events:
+                first = await unless_gone(request, _first(events))
+                self.body_iterator = _written(first, events)
+                await unless_gone(request, self.stream_response(send))
 
 
-async def _written(events: AsyncIterator[tuple[str, Any]]) -> AsyncIterator[bytes]:
+async def _first(events: Events) -> Event | list[Event]:
+    return await anext(events)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+async def _written(first: Event | list[Event], events: Events) -> AsyncIterator[bytes]:
     """Each event as lines; the errors an answer would have had as status are the last event here."""
     try:
-        async for name, data in events:
-            yield _line(name, data)
+        yield _lines(first)
+        async for event in events:
+            yield _lines(event)
     except Refusal as refusal:
-        yield _line("error", refusal.body())
+        yield _lines(("error", refusal.body()))
     except Exception as error:  # noqa: BLE001 - told by type in the log, by a constant to the caller
         log.error("unexpected %s", _origin(error))
-        yield _line("error", surprise().body())
+        yield _lines(("error", surprise().body()))
 
 
-def _line(name: str, data: Any) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+def _lines(event: Event | list[Event]) -> bytes:
+    if isinstance(event, list):
+        return b"".join(_lines(each) for each in event)
+    name, data = event
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"event: {name}\ndata: {text}\n\n".encode() if name else f"data: {text}\n\n".encode()

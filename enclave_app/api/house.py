@@ -12,26 +12,27 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from ..catalogue import ADAPTERS, CURRENT, Served
 from ..datasets import Pairs, Wanted, numbered, read, select
-from ..engines import Engine, Prompt, Sampling, Tuning
-from ..engines.adapter import Adapter
+from ..engines import Sampling
 from ..refusals import Refusal
-from ..store import Missing
 from ..tenants import Tenant
 from ..training import Progress, Recipe, Trained
 from ..training.workshop import Place
 from .answers import EventStream, unless_gone
-from .bodies import Lesson, Question, body
+from .asking import ask
+from .bodies import COLDEST, Lesson, Question, body
 from .files import described, unsealed
 from .rooms import Asking, Rooms
+from .wishes import new_tokens
 
-DONE = "The model has successfully been finetuned using your dataset"
-ADAPTERS, CURRENT = "adapters", "current"
+NEW_TOKENS: Final = 128
+DONE: Final = "The model has successfully been finetuned using your dataset"
 
 
 def router(rooms: Rooms) -> APIRouter:
@@ -46,13 +47,17 @@ def router(rooms: Rooms) -> APIRouter:
     async def test(
         request: Request, asking: Asking, question: Annotated[Question, Depends(body(Question))]
     ) -> Any:
-        return await unless_gone(request, _answer(rooms, rooms.instruct, question, None))
+        await rooms.catalogue.open()
+        served = rooms.catalogue.untuned(rooms.catalogue.instruct)
+        return await unless_gone(request, _answer(rooms, asking, served, question))
 
     @routes.post("/inference")
     async def inference(
         request: Request, asking: Asking, question: Annotated[Question, Depends(body(Question))]
     ) -> Any:
-        return await unless_gone(request, _answer(rooms, rooms.base, question, _tuning(rooms, asking)))
+        await rooms.catalogue.open()
+        served = await rooms.catalogue.mine(asking) or rooms.catalogue.untuned(rooms.catalogue.base)
+        return await unless_gone(request, _answer(rooms, asking, served, question))
 
     @routes.post("/finetune")
     @routes.post("/fine_tune")
@@ -72,44 +77,41 @@ def router(rooms: Rooms) -> APIRouter:
     return routes
 
 
-async def _answer(rooms: Rooms, engine: Engine, question: Question, tuning: Tuning | None) -> dict[str, str]:
-    if question.max_new_tokens > rooms.settings.max_new_tokens:
-        most = rooms.settings.max_new_tokens
-        raise Refusal(f"max_new_tokens may be 1 to {most}.", code="invalid_value", param="max_new_tokens")
+async def _answer(rooms: Rooms, asking: Tenant, served: Served, question: Question) -> dict[str, str]:
     if not question.input_text.strip():
         raise Refusal("input_text is blank.", code="invalid_value", param="input_text")
-    answer = await rooms.desk.ask(engine, Prompt(question.input_text, tuning), _sampling(question))
+    ids = await asyncio.to_thread(served.template.prompt, served.tokenizer, question.input_text)
+    length = new_tokens(
+        {"max_new_tokens": question.max_new_tokens},
+        rooms.settings,
+        rooms.catalogue.card(served),
+        len(ids),
+        otherwise=NEW_TOKENS,
+    )
+    sampling = _sampling(question, length)
+    text, finish = [], "length"
+    async with await ask(rooms, asking, served, ids, sampling, param="input_text") as answer:
+        async for piece in answer:
+            text.append(piece.text)
+            finish = piece.finish or finish
+    completion = "".join(text)
     return {
-        "text": question.input_text + answer.joint + answer.completion,
-        "completion": answer.completion,
-        "finish_reason": answer.finish,
+        "text": question.input_text + served.template.joint + completion,
+        "completion": completion,
+        "finish_reason": finish,
     }
 
 
-def _sampling(question: Question) -> Sampling:
+def _sampling(question: Question, new_tokens: int) -> Sampling:
     temperature = 1.0 if question.temperature is None else question.temperature
     return Sampling(
-        max_new_tokens=question.max_new_tokens,
-        do_sample=question.do_sample and temperature > 0,
+        max_new_tokens=new_tokens,
+        do_sample=question.do_sample and temperature >= COLDEST,
         top_k=question.top_k,
         top_p=1.0 if question.top_p is None else question.top_p,
-        temperature=temperature,
+        temperature=max(temperature, COLDEST),
         seed=question.seed,
     )
-
-
-def _tuning(rooms: Rooms, tenant: Tenant) -> Tuning | None:
-    try:
-        version = rooms.store.version(tenant, ADAPTERS, CURRENT)
-    except Missing:
-        return None
-
-    def load() -> Adapter:
-        with unsealed("adapter", "Fine-tune again to replace it."):
-            return Adapter.parse(rooms.store.read(tenant, ADAPTERS, CURRENT))
-
-    # The version is read from the disk, unauthenticated: alone it could be that of another tenant's file.
-    return Tuning(f"{tenant.id} {version}", load)
 
 
 def _recipe(rooms: Rooms, lesson: Lesson) -> Recipe:

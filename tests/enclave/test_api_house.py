@@ -19,37 +19,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from enclave_app.api import Rooms, build_api
-from enclave_app.datasets import NoHub, Pairs
-from enclave_app.engines import Piece, Prompt, Sampling, Tuning
-from enclave_app.engines.adapter import Adapter
-from enclave_app.engines.desk import Desk
+from enclave_app.datasets import Pairs
+from enclave_app.engines import Sampling, Update, Work
 from enclave_app.engines.echo import EchoEngine
-from enclave_app.settings import Settings
-from enclave_app.store import Store
+from enclave_app.prompts import Template
 from enclave_app.training import Progress, Recipe, Trained, TrainingFailed, Unlearnable
 from enclave_app.training.counting import CountingTrainer
-from enclave_app.training.workshop import Workshop
+from tests.kit.rooms import ALICE, BOB, client_of, error_of, events_of, rooms_in
 
-ALICE = {"authorization": "Bearer alice-alice-alice-alice"}
-BOB = {"authorization": "Bearer bob-bob-bob-bob-bob-bob"}
 ROWS = [{"question": f"q {n}", "answer": f"a {n}"} for n in range(10)]
 JSONL = "\n".join(json.dumps(row) for row in ROWS).encode()
 DONE = "The model has successfully been finetuned using your dataset"
-
-
-def rooms_in(folder: Path, **changes: Any) -> Rooms:
-    engine = changes.pop("engine", EchoEngine())
-    settings = Settings(**changes.pop("settings", {}))
-    trainer = changes.pop("trainer", CountingTrainer())
-    return Rooms(
-        settings=settings,
-        store=Store(folder),
-        base=engine,
-        instruct=changes.pop("instruct", engine),
-        desk=Desk(settings.max_waiting),
-        workshop=Workshop(trainer, settings.max_waiting_trainings),
-        hub=NoHub(),
-    )
 
 
 @pytest.fixture
@@ -58,8 +38,9 @@ def rooms(tmp_path: Path) -> Rooms:
 
 
 @pytest.fixture
-def client(rooms: Rooms) -> TestClient:
-    return TestClient(build_api(rooms), headers=ALICE)
+def client(rooms: Rooms) -> Iterator[TestClient]:
+    with client_of(rooms) as made:
+        yield made
 
 
 def upload(client: Any, data: bytes = JSONL, name: str = "rows.jsonl", **more: Any) -> str:
@@ -80,15 +61,6 @@ def lesson(dataset: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def error_of(response: Any, status: int, code: str) -> str:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == code, error
-    message: str = error["message"]
-    return message
-
-
 # --- questions --------------------------------------------------------------------------------
 
 
@@ -103,29 +75,44 @@ def test_an_answer_holds_prompt_and_answer_and_the_new_text_alone(client: TestCl
 
 
 def test_max_new_tokens_bounds_the_answer(client: TestClient) -> None:
-    answer = client.post("/test", json={"input_text": "one two three", "max_new_tokens": 2}).json()
-    assert answer["completion"] == "one two"
+    answer = client.post("/test", json={"input_text": "one two three", "max_new_tokens": 5}).json()
+    assert answer["completion"] == "one t"
     assert answer["finish_reason"] == "length"
 
 
+class Listening(EchoEngine):
+    """Remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Sampling] = []
+
+    def start(self, key: int, work: Work) -> None:
+        self.seen.append(work.sampling)
+        super().start(key, work)
+
+
 def test_sampling_is_the_house_apis_by_default_and_can_be_overridden(tmp_path: Path) -> None:
-    seen: list[Sampling] = []
-
-    class Listening(EchoEngine):
-        def generate(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
-            seen.append(sampling)
-            return super().generate(prompt, sampling)
-
-    client = TestClient(build_api(rooms_in(tmp_path, engine=Listening())), headers=ALICE)
-    client.post("/test", json={"input_text": "x"})
-    client.post(
-        "/test",
-        json={"input_text": "x", "do_sample": True, "top_k": 3, "top_p": 0.5, "temperature": 0.7, "seed": 4},
-    )
-    client.post("/test", json={"input_text": "x", "temperature": 0})
-    assert seen[0] == Sampling(max_new_tokens=128, do_sample=True, top_k=10)
-    assert seen[1] == Sampling(128, True, 3, 0.5, 0.7, 4)
-    assert not seen[2].do_sample
+    engine = Listening()
+    with client_of(rooms_in(tmp_path, engine=engine)) as client:
+        client.post("/test", json={"input_text": "x"})
+        client.post(
+            "/test",
+            json={
+                "input_text": "x",
+                "do_sample": True,
+                "top_k": 3,
+                "top_p": 0.5,
+                "temperature": 0.7,
+                "seed": 4,
+            },
+        )
+        client.post("/test", json={"input_text": "x", "temperature": 0})
+        client.post("/test", json={"input_text": "x", "temperature": 1e-300})
+    assert engine.seen[0] == Sampling(max_new_tokens=128, do_sample=True, top_k=10)
+    assert engine.seen[1] == Sampling(128, True, 0.7, 3, 0.5, seed=4)
+    assert not engine.seen[2].do_sample
+    assert not engine.seen[3].do_sample
 
 
 @pytest.mark.parametrize(
@@ -139,8 +126,8 @@ def test_sampling_is_the_house_apis_by_default_and_can_be_overridden(tmp_path: P
         ({"input_text": ["secret-canary"]}, "invalid_value", "valid string"),
         ({"input_text": "x", "max_new_tokens": 0}, "invalid_value", "greater than or equal to 1"),
         ({"input_text": "x", "max_new_tokens": -5}, "invalid_value", '"max_new_tokens"'),
-        ({"input_text": "x", "max_new_tokens": 10**9}, "invalid_value", "1 to 1024"),
-        ({"input_text": "x", "max_new_tokens": 10**30}, "invalid_value", "1 to 1024"),
+        ({"input_text": "x", "max_new_tokens": 10**9}, "invalid_value", "1 to 4096"),
+        ({"input_text": "x", "max_new_tokens": 10**30}, "invalid_value", "1 to 4096"),
         ({"input_text": "x", "max_new_tokens": "128"}, "invalid_value", "valid integer"),
         ({"input_text": "x", "max_new_tokens": 1.5}, "invalid_value", "valid integer"),
         ({"input_text": "x", "max_new_tokens": True}, "invalid_value", "valid integer"),
@@ -214,16 +201,22 @@ def test_without_a_token_there_is_401_that_tells_what_to_send(
     rooms: Rooms, authorization: str | None
 ) -> None:
     headers = {} if authorization is None else {"authorization": authorization.encode()}
-    client = TestClient(build_api(rooms))
-    for method, path in (("POST", "/test"), ("GET", "/v1/files"), ("POST", "/v1/files")):
-        response = client.request(method, path, headers=headers)  # type: ignore[arg-type]
-        assert response.status_code == 401
-        assert "Bearer TOKEN" in response.json()["error"]["message"]
-        assert response.headers["www-authenticate"] == "Bearer"
-    assert client.get("/").json() == {"status": "alive"}
+    with client_of(rooms, {}) as client:
+        for method, path in (
+            ("POST", "/test"),
+            ("GET", "/v1/files"),
+            ("POST", "/v1/files"),
+            ("GET", "/v1/models"),
+            ("POST", "/v1/chat/completions"),
+            ("POST", "/generate"),
+        ):
+            response = client.request(method, path, headers=headers)  # type: ignore[arg-type]
+            assert "Bearer TOKEN" in error_of(response, 401, response.json()["error"]["code"])
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert client.get("/").json() == {"status": "alive"}
 
 
-@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/redoc", "/nothing", "/test/", "/v1/models"])
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/redoc", "/nothing", "/test/", "/v1/chat"])
 def test_other_routes_get_404_in_the_same_shape(client: TestClient, path: str) -> None:
     error_of(client.get(path), 404, "not_found")
     assert "It takes POST." in error_of(client.delete("/test"), 405, "method_not_allowed")
@@ -311,24 +304,8 @@ def test_another_tenants_file_and_adapter_do_not_exist_for_me(client: TestClient
     assert client.get(f"/v1/files/{mine}").status_code == 200
 
 
-class KeepingEngine(EchoEngine):
-    """Keeps adapters by their version, as the engine for real models does."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, Adapter] = {}
-
-    def generate(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
-        tuning = prompt.tuning
-        if tuning is not None:
-            adapter = self.kept.get(tuning.version) or self.kept.setdefault(tuning.version, tuning.load())
-            prompt = Prompt(prompt.text, Tuning(tuning.version, lambda: adapter))
-        return super().generate(prompt, sampling)
-
-
-def test_an_adapter_kept_in_memory_answers_its_own_tenant_alone(tmp_path: Path) -> None:
+def test_an_adapter_kept_in_memory_answers_its_own_tenant_alone(rooms: Rooms, client: TestClient) -> None:
     """S-22: whoever holds the disk puts one tenant's file, or its salt, in another's place; neither opens."""
-    rooms = rooms_in(tmp_path / "data", engine=KeepingEngine())
-    client = TestClient(build_api(rooms), headers=ALICE)
     assert client.post("/finetune", json=lesson(upload(client))).status_code == 200
     (hers,) = rooms.store.root.glob("*/adapters/current")
     bobs_rows = upload(client, JSONL.replace(b'"q ', b'"x '), headers=BOB)
@@ -411,14 +388,13 @@ def test_uploads_that_are_not_whole_multipart_get_400(
 
 
 def test_too_large_and_too_many_files_are_refused(tmp_path: Path) -> None:
-    rooms = rooms_in(tmp_path, settings={"max_upload_bytes": 1000, "max_files": 2})
-    client = TestClient(build_api(rooms), headers=ALICE)
-    upload(client, JSONL[:400].rsplit(b"\n", 1)[0])
-    error_of(client.post("/v1/files", files={"file": ("a.csv", b"x" * 1001)}), 413, "file_too_large")
-    upload(client, b'{"a": 1}')
-    assert "delete one" in error_of(
-        client.post("/v1/files", files={"file": ("a.csv", b"x")}), 400, "too_many_files"
-    )
+    with client_of(rooms_in(tmp_path, max_upload_bytes=1000, max_files=2)) as client:
+        upload(client, JSONL[:400].rsplit(b"\n", 1)[0])
+        error_of(client.post("/v1/files", files={"file": ("a.csv", b"x" * 1001)}), 413, "file_too_large")
+        upload(client, b'{"a": 1}')
+        assert "delete one" in error_of(
+            client.post("/v1/files", files={"file": ("a.csv", b"x")}), 400, "too_many_files"
+        )
 
 
 def test_a_large_upload_is_stored_whole(rooms: Rooms, client: TestClient) -> None:
@@ -450,14 +426,6 @@ def test_a_fine_tuning_answers_as_the_house_api_does_and_then_inference_differs(
     after = client.post("/inference", json={"input_text": "x"}).json()["completion"]
     assert after != before
     assert client.post("/test", json={"input_text": "x"}).json()["completion"] == "x"
-
-
-def events_of(text: str) -> list[tuple[str, Any]]:
-    events = []
-    for block in text.strip().split("\n\n"):
-        name, data = block.split("\n")
-        events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return events
 
 
 def test_asked_for_events_it_tells_its_progress_and_ends_with_the_result(client: TestClient) -> None:
@@ -553,10 +521,12 @@ class Slow(CountingTrainer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun, self.go, self.stopped = threading.Semaphore(0), threading.Event(), threading.Event()
+        self.begun, self.running = threading.Semaphore(0), threading.Event()
+        self.go, self.stopped = threading.Event(), threading.Event()
 
     def train(self, data: Pairs, recipe: Recipe, stopped: Any) -> Iterator[Progress | Trained]:
         self.begun.release()
+        self.running.set()
         yield Progress("training", 0, 1)
         while not self.go.wait(0.01):
             if stopped():
@@ -584,8 +554,8 @@ def training(
 def test_two_fine_tunings_of_one_tenant_at_once_get_409_and_others_wait_their_turn(tmp_path: Path) -> None:
     """S-25: one wins, the second is told what to do, the first is not harmed; other tenants queue."""
     slow = Slow()
-    rooms = rooms_in(tmp_path, trainer=slow, settings={"max_waiting_trainings": 1})
-    with TestClient(build_api(rooms), headers=ALICE) as client:
+    rooms = rooms_in(tmp_path, trainer=slow, max_waiting_trainings=1)
+    with client_of(rooms) as client:
         mine, bobs = upload(client), upload(client, headers=BOB)
         carol = {"authorization": "Bearer carol-carol-carol-carol"}
         carols = upload(client, headers=carol)
@@ -679,8 +649,7 @@ def test_a_caller_who_hangs_up_cancels_the_training_and_may_begin_anew(tmp_path:
     slow = Slow()
     rooms = rooms_in(tmp_path, trainer=slow)
     app = build_api(rooms)
-    client = TestClient(app, headers=ALICE)
-    made = upload(client)
+    made = upload(TestClient(app, headers=ALICE))
     body = json.dumps(lesson(made)).encode()
 
     async def hang_up_in_the_middle() -> None:
@@ -691,7 +660,7 @@ def test_a_caller_who_hangs_up_cancels_the_training_and_may_begin_anew(tmp_path:
             if not sent:
                 sent = True
                 return {"type": "http.request", "body": body, "more_body": False}
-            await asyncio.to_thread(slow.begun.acquire, timeout=10)
+            await asyncio.to_thread(slow.running.wait, 10)
             return {"type": "http.disconnect"}
 
         async def send(_: Any) -> None:
@@ -703,9 +672,10 @@ def test_a_caller_who_hangs_up_cancels_the_training_and_may_begin_anew(tmp_path:
 
     asyncio.run(hang_up_in_the_middle())
     assert slow.stopped.wait(10)
-    assert client.post("/inference", json={"input_text": "x"}).json()["completion"] == "x"
-    slow.go.set()
-    assert client.post("/finetune", json=lesson(made)).status_code == 200
+    with client_of(rooms) as client:
+        assert client.post("/inference", json={"input_text": "x"}).json()["completion"] == "x"
+        slow.go.set()
+        assert client.post("/finetune", json=lesson(made)).status_code == 200
 
 
 # --- the loop, the log, the rest --------------------------------------------------------------
@@ -715,21 +685,21 @@ class Thinking(EchoEngine):
     """Thinks until it is let go."""
 
     def __init__(self) -> None:
-        self.begun, self.go, self.closed = threading.Event(), threading.Event(), threading.Event()
+        super().__init__()
+        self.begun, self.go, self.cancelled = threading.Event(), threading.Event(), threading.Event()
 
-    def generate(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
+    def step(self) -> list[Update]:
         self.begun.set()
-        try:
-            while not self.go.wait(0.01):
-                yield Piece("…")
-            yield Piece("", finish="stop")
-        finally:
-            self.closed.set()
+        return super().step() if self.go.wait(0.01) else []
+
+    def cancel(self, key: int) -> None:
+        super().cancel(key)
+        self.cancelled.set()
 
 
 def test_alive_is_answered_while_a_model_generates_and_waiting_has_a_limit(tmp_path: Path) -> None:
     engine = Thinking()
-    rooms = rooms_in(tmp_path, engine=engine, settings={"max_waiting": 2})
+    rooms = rooms_in(tmp_path, engine=engine, max_waiting=1, max_waiting_each=1)
     app = build_api(rooms)
 
     async def walk() -> None:
@@ -740,19 +710,29 @@ def test_alive_is_answered_while_a_model_generates_and_waiting_has_a_limit(tmp_p
             began = time.monotonic()
             assert (await client.get("/")).json() == {"status": "alive"}
             assert time.monotonic() - began < 1
-            full = await client.post("/test", json={"input_text": "x"})
-            error_of(full, 503, "overloaded")
-            assert full.headers["retry-after"] == "5"
             engine.go.set()
             assert [(await task).status_code for task in asked] == [200, 200]
+        rooms.desk.close()
 
     asyncio.run(walk())
 
 
-def test_a_caller_who_hangs_up_stops_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/test", {"input_text": "x"}),
+        ("/generate", {"prompt_config": {"instruction": "x"}}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "stream": True, "n": 2}),
+    ],
+)
+def test_a_caller_who_hangs_up_stops_the_model(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    """S-11: before the first token, on every route that asks a model."""
     engine = Thinking()
-    app = build_api(rooms_in(tmp_path, engine=engine))
-    body = b'{"input_text": "x"}'
+    rooms = rooms_in(tmp_path, engine=engine)
+    app = build_api(rooms)
 
     async def hang_up() -> None:
         sent = False
@@ -761,32 +741,52 @@ def test_a_caller_who_hangs_up_stops_the_model(tmp_path: Path) -> None:
             nonlocal sent
             if not sent:
                 sent = True
-                return {"type": "http.request", "body": body, "more_body": False}
+                return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
             await asyncio.to_thread(engine.begun.wait, 10)
             return {"type": "http.disconnect"}
 
         async def send(_: Any) -> None:
             raise AssertionError("nobody is there to be answered")
 
-        await asyncio.wait_for(app(scope_of("/test", body, ALICE), receive, send), 20)
+        await asyncio.wait_for(app(scope_of(path, b"", ALICE), receive, send), 20)
+        assert await asyncio.to_thread(engine.cancelled.wait, 10)
+        rooms.desk.close()
 
     asyncio.run(hang_up())
-    assert engine.closed.wait(10)
 
 
 class Broken(EchoEngine):
     """Raises an error whose text quotes the prompt."""
 
-    def generate(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
-        raise RuntimeError(f"cannot process {prompt.text}")
+    def start(self, key: int, work: Work) -> None:
+        raise RuntimeError(f"cannot process {bytes(work.ids).decode()}")
 
 
-def test_an_unexpected_error_is_a_constant_500_that_quotes_nothing(
+def test_a_broken_engine_is_a_constant_500_that_quotes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """S-20: neither the answer nor the log repeats the prompt that broke the engine."""
-    client = TestClient(build_api(rooms_in(tmp_path, engine=Broken())), headers=ALICE)
-    with caplog.at_level(logging.DEBUG):
+    with client_of(rooms_in(tmp_path, engine=Broken())) as client, caplog.at_level(logging.DEBUG):
+        response = client.post("/test", json={"input_text": "canary-7"})
+    assert response.status_code in (500, 503)
+    assert response.json()["error"]["type"] == "server_error"
+    printed = capfd.readouterr()
+    assert "canary" not in response.text + caplog.text + printed.out + printed.err
+
+
+def test_an_unexpected_error_is_a_constant_500_that_quotes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """S-20: of an error that nobody foresaw, its type and place are logged, and its words nowhere."""
+
+    def fails(self: Template, tokenizer: Any, question: str) -> list[int]:
+        raise RuntimeError(f"cannot process {question}")
+
+    monkeypatch.setattr(Template, "prompt", fails)
+    with client_of(rooms_in(tmp_path)) as client, caplog.at_level(logging.DEBUG):
         response = client.post("/test", json={"input_text": "canary-7"})
     error_of(response, 500, "internal_error")
     assert response.json()["error"]["type"] == "server_error"
@@ -813,9 +813,24 @@ def test_no_prompt_answer_row_name_or_token_is_logged_over_all_routes_and_errors
         ):
             for accept in ("application/json", "text/event-stream"):
                 client.post("/finetune", json=body, headers=token | {"accept": accept})
+        questions: list[Any] = [{"input_text": canary}, {canary: canary}, {"input_text": [canary]}, [canary]]
         for path in ("/test", "/inference"):
-            for body in ({"input_text": canary}, {canary: canary}, {"input_text": [canary]}, [canary]):
-                client.post(path, json=body, headers=token)
+            for question in questions:
+                client.post(path, json=question, headers=token)
+        said = {"messages": [{"role": "user", "content": canary, "name": canary}], "user": canary}
+        for more in (
+            {},
+            {"stream": True},
+            {"model": canary},
+            {"stop": [canary]},
+            {canary: 1},
+            {"seed": canary},
+        ):
+            client.post("/v1/chat/completions", json=said | more, headers=token)
+            client.post("/v1/completions", json={"prompt": canary, "user": canary} | more, headers=token)
+        client.post("/generate", json={"prompt_config": {"instruction": canary}}, headers=token)
+        client.post("/generate", json={"prompt_config": {canary: canary}}, headers=token)
+        client.get(f"/v1/models/{canary}", headers=token)
         client.post("/test", content=canary.encode(), headers=token)
         client.post(
             "/v1/files", files={"file": (f"{canary}.zip", b"PK\x03\x04" + canary.encode())}, headers=token
@@ -874,13 +889,16 @@ def test_telemetry_cannot_be_switched_on_by_the_environment(
 
 
 def test_settings_bound_what_a_caller_may_ask_for(tmp_path: Path) -> None:
-    rooms = rooms_in(tmp_path, settings={"max_new_tokens": 5, "max_epochs": 2})
-    client = TestClient(build_api(rooms), headers=ALICE)
-    assert "1 to 5" in error_of(client.post("/test", json={"input_text": "x"}), 400, "invalid_value")
-    assert client.post("/test", json={"input_text": "x", "max_new_tokens": 5}).status_code == 200
-    assert "1 to 2" in error_of(
-        client.post("/finetune", json=lesson("file-x", epochs=3)), 400, "invalid_value"
-    )
+    rooms = rooms_in(tmp_path, max_new_tokens=5, max_epochs=2)
+    with client_of(rooms) as client:
+        too_many = client.post("/test", json={"input_text": "x", "max_new_tokens": 6})
+        assert "1 to 5" in error_of(too_many, 400, "invalid_value", "max_new_tokens")
+        assert client.post("/test", json={"input_text": "x", "max_new_tokens": 5}).status_code == 200
+        unsaid = client.post("/test", json={"input_text": "abcdefgh"}).json()
+        assert (unsaid["completion"], unsaid["finish_reason"]) == ("abcde", "length")
+        assert "1 to 2" in error_of(
+            client.post("/finetune", json=lesson("file-x", epochs=3)), 400, "invalid_value"
+        )
 
 
 def test_the_adapters_bytes_on_disk_may_rot_and_the_answer_says_what_to_do(
