@@ -30,7 +30,8 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Fields = tuple[tuple[bytes, bytes], ...]
 
-STEP: Final = 512  # a sealed chunk of a streamed answer is a multiple of this: SPEC §5.5
+STEP: Final = 2048  # a sealed chunk of a streamed answer is a multiple of this: SPEC §5.5
+LEAST: Final = 512  # of a whole answer
 LARGEST: Final = MAX_CHUNK // STEP * STEP - TAG_SIZE  # plaintext of the largest chunk that is one
 WHOLE_PIECE: Final = 16 * MAX_CHUNK  # a long whole answer goes out in pieces, as the client takes them
 
@@ -150,6 +151,11 @@ class SealedRequest:
             raise NotOpened
         return self._head
 
+    @property
+    def gone(self) -> bool:
+        """Whether the application has been told that the client left."""
+        return self._gone
+
     def sealer(self) -> ResponseSealer:
         """What seals the one answer to this request."""
         return self._opener.response_sealer()
@@ -231,10 +237,11 @@ class SealedAnswer:
     """
     Takes the application's answer in, gives sealed chunks out.
 
-    Whole at once: a known-length message, padded at its end. Streamed: pieces are gathered for at most `tick`
-    seconds, and each sealed chunk is a multiple of 512 bytes (by padding frames, if the client asked for
-    them). Until the application begins, and while a framed stream is silent, a padded sign of life goes out
-    every `heartbeat` seconds.
+    Whole at once: a known-length message, padded at its end. Streamed: a piece leaves at once if none left
+    within the last `tick` seconds, else it is gathered with what else comes until then; each sealed chunk is
+    a multiple of `STEP` (by padding frames, if the client asked for them). A head waits so long for its
+    first piece. Until the application begins, and while a framed stream is silent, a padded sign of life goes
+    out every `heartbeat` seconds.
     """
 
     def __init__(
@@ -267,7 +274,9 @@ class SealedAnswer:
         self._buffer = bytearray()
         self._streaming = False  # something has been sent, in the framing of a stream
         self._head_sent = False
-        self._flushing: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Handle | None = None
+        self._content_waits = False  # `_flushing` is for content, not for the head alone
+        self._earliest = 0.0  # when content may leave again: one tick after it last did
         self._beating: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_sent = self._loop.time()
@@ -327,11 +336,21 @@ class SealedAnswer:
 
     def _begin(self, status: int, fields: Fields) -> None:
         self._head = bhttp.ResponseHead(status, (*self._own_fields, *fields))
-        self._gather()
+        if self._chunked:
+            self._flushing = self._loop.call_later(self._tick, self._due_flush)
 
     def _gather(self) -> None:
-        if self._chunked and self._flushing is None:
-            self._flushing = self._loop.call_later(self._tick, self._due_flush)
+        """Have what is there leave, in its time. Content does not wait for the end of a head's wait."""
+        if self._content_waits:
+            return
+        self._content_waits = True
+        if self._flushing is not None:
+            self._flushing.cancel()
+        if self._earliest <= self._loop.time():
+            # What the application says in one breath leaves together.
+            self._flushing = self._loop.call_soon(self._due_flush)
+        else:
+            self._flushing = self._loop.call_at(self._earliest, self._due_flush)
 
     async def _body(self, body: bytes, more: bool) -> None:
         if not self._bodyless:
@@ -345,6 +364,7 @@ class SealedAnswer:
             if len(self._buffer) >= LARGEST:
                 async with self._turn:
                     await self._flush()
+                await asyncio.sleep(0)  # others have their turn, and whether the client left is heard
             else:
                 self._gather()
         else:
@@ -360,7 +380,7 @@ class SealedAnswer:
         message = bhttp.encode_response(self._head, self._buffer)  # raises if an answer may not say this
         self.done = True
         self._buffer.clear()
-        message += bytes(bhttp.padding_for(len(message), least=STEP))
+        message += bytes(bhttp.padding_for(len(message), least=LEAST))
         if not self._chunked or len(message) <= WHOLE_PIECE:
             sealed = self._sealer.seal(message, final=True)
             await self._start(len(sealed))
@@ -371,6 +391,7 @@ class SealedAnswer:
             last = at + WHOLE_PIECE >= len(message)
             sealed = self._sealer.seal(message[at : at + WHOLE_PIECE], final=last)
             await self._outer({"type": "http.response.body", "body": sealed, "more_body": not last})
+            await asyncio.sleep(0)
 
     async def _start(self, length: int | None) -> None:
         media = CHUNKED_RESPONSE if self._chunked else RESPONSE
@@ -384,6 +405,9 @@ class SealedAnswer:
         if self._flushing is not None:
             self._flushing.cancel()
             self._flushing = None
+        if self._buffer:
+            self._earliest = self._loop.time() + self._tick
+        self._content_waits = False
         head = self._first_bytes()  # raises if an answer may not say this; nothing has been sealed then
         self.done = last
         chunks = b"".join(self._sealer.seal(chunk, final=final) for chunk, final in self._chunks(head))
@@ -471,11 +495,11 @@ class SealedAnswer:
 
 
 def _sign_of_life(*, first: bool) -> bytes:
-    """A padded 102 (RFC 9292 §3.5.1), one chunk of 512 bytes when sealed."""
+    """A padded 102 (RFC 9292 §3.5.1), one chunk of `STEP` bytes when sealed."""
     short = _short_of_step(len(bhttp.informational(102, [(_PAD, b"0" * 64)], first=first)))
     return bhttp.informational(102, [(_PAD, b"0" * (64 + short))], first=first)
 
 
 def _short_of_step(size: int) -> int:
-    """How many bytes a plaintext of `size` lacks so that, sealed, it is a multiple of 512."""
+    """How many bytes a plaintext of `size` lacks so that, sealed, it is a multiple of `STEP`."""
     return -(size + TAG_SIZE) % STEP

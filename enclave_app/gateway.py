@@ -295,6 +295,8 @@ class Gateway:
             refusal = FAILED
         finally:
             answer.stop()
+        if request.gone and not answer.done:
+            return 499  # nobody is there to hear an end
         if not answer.done and not await answer.refuse(request.failure or refusal):
             # The server closes the connection, and the client sees a truncated answer.
             _log.error("an answer was left without its end")

@@ -199,13 +199,13 @@ def test_the_chunks_of_a_streamed_request_do_not_show_its_pieces(
 
 
 def test_streamed_tokens_do_not_show_their_lengths(relay: Relay, session: requests.Session) -> None:
-    """C-43: every sealed chunk of a streamed answer is a multiple of 512 bytes."""
+    """C-43: every sealed chunk of a streamed answer is a multiple of 2048 bytes."""
     answer = session.get(relay.origin + "/events?n=12&gap=0.06", stream=True)
     assert answer.content.count(b"data") == 12
     body = relay.sealed()[-1].body
     position, lengths = 32, Counter[int]()
     while (found := varint.read(body, position)) is not None and found[0]:
-        lengths[found[0] % 512] += 1
+        lengths[found[0] % 2048] += 1
         position = found[1] + found[0]
     assert set(lengths) == {0}
 

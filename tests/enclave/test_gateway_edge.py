@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from blindbox_attestation.binding import Bound
 from enclave_app import edge
 from enclave_app.gateway import Limits
-from tests.kit.enclave import RunningEnclave, running
-from tests.kit.peer import seal
+from enclave_app.identity import QuoteLimits
+from enclave_app.quoting import Quote
+from tests.kit.debian import need
+from tests.kit.enclave import RunningEnclave, running, simulated_quoter
+from tests.kit.peer import b64url, seal
+from tests.soak.caller import ATTESTATION, Line
 
 GATEWAY = (
     b"POST /.well-known/ohttp-gateway HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n"
@@ -191,7 +199,7 @@ def test_slow_senders_do_not_keep_others_waiting(enclave: RunningEnclave) -> Non
 
 def test_a_reader_that_stalls_is_dropped(enclave: RunningEnclave) -> None:
     """S-8: a connection whose buffer stays full is aborted; what the application holds for it is released."""
-    sealed = seal(enclave.identity, path=b"/bytes/60000000?pieces=1000")
+    sealed = seal(enclave.identity, path=b"/bytes/16000000?pieces=300")
     running_before = enclave.gateway._running
     with closing(socket.socket()) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -205,7 +213,90 @@ def test_a_reader_that_stalls_is_dropped(enclave: RunningEnclave) -> None:
         while enclave.gateway._running > running_before and time.monotonic() < deadline:
             time.sleep(0.05)
         assert enclave.gateway._running == running_before
-        assert len(answer(peer)) < 30 << 20
+        assert len(answer(peer)) < 12 << 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("-H", ["-t", "GET"]),
+        ("-B", ["-t", "POST", "-s", "8192", "-f", "message/ohttp-chunked-req"]),
+    ],
+    ids=["headers", "body"],
+)
+def test_slowhttptest_finds_the_service_available_and_is_cut_off(
+    enclave: RunningEnclave, kind: str, more: list[str]
+) -> None:
+    """S-8: 300 connections of a known tool; none is left open, and its own probe is answered throughout."""
+    need("slowhttptest")
+    path = "/" if kind == "-H" else GATEWAY.split(b" ")[1].decode()
+    pace = ["-c", "300", "-r", "300", "-i", "1", "-x", "10", "-l", "30", "-p", "5", "-v", "1"]
+    found = subprocess.run(
+        ["slowhttptest", kind, *pace, *more, "-u", enclave.origin + path],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    said = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", found.stdout)
+    assert "service available:   YES" in said
+    assert "service available:   NO" not in said
+    assert "No open connections left" in said
+    assert healthy(enclave)
+
+
+def test_a_flood_of_questions_for_evidence_is_coalesced_and_paced() -> None:
+    """
+    S-14: 1000 questions within about a second, to a machine that takes 200 ms for a quote. Those without a
+    nonce cost one quote and are served from memory; of the others a few are answered and the rest told when
+    to come back. What is sealed is served meanwhile.
+    """
+
+    class Slow:
+        platform = "simulated"
+        quotes = 0
+
+        def quote(self, bound: Bound) -> Quote:
+            self.quotes += 1
+            time.sleep(0.2)
+            return simulated_quoter().quote(bound)
+
+    quoter = Slow()
+
+    async def ask(port: int, nonce: bytes | None) -> tuple[int, dict[bytes, bytes], bytes]:
+        line = Line(port)
+        target = ATTESTATION if nonce is None else ATTESTATION + b"?nonce=" + b64url(nonce)
+        await line.send(b"GET", target, b"Connection: close\r\n", b"")
+        status, fields = await line.head()
+        return status, fields, b"".join([piece async for piece in line.body(fields)])
+
+    async def flood(port: int) -> tuple[list[int], set[bytes], list[tuple[int, dict[bytes, bytes]]]]:
+        asking = []
+        for number in range(1000):
+            nonce = number.to_bytes(32, "big") if number % 2 else None
+            asking.append(asyncio.create_task(ask(port, nonce)))
+            await asyncio.sleep(0.001)
+        answers = await asyncio.gather(*asking)
+        plain, fresh = answers[::2], answers[1::2]
+        return [one[0] for one in plain], {one[2] for one in plain}, [one[:2] for one in fresh]
+
+    with running(quoter=quoter) as enclave:
+        told: list[bool] = []
+        beside = threading.Timer(0.4, lambda: told.append(healthy(enclave)))
+        beside.start()
+        started = time.monotonic()
+        plain, documents, fresh = asyncio.run(flood(enclave.port))
+        seconds = time.monotonic() - started
+        beside.join()
+    assert set(plain) == {200}
+    assert len(documents) == 1
+    answered = [status for status, _ in fresh].count(200)
+    limits = QuoteLimits()
+    assert 1 <= answered <= limits.burst + limits.per_second * seconds
+    assert answered < len(fresh)
+    assert all(status == 200 or (status == 503 and b"retry-after" in fields) for status, fields in fresh)
+    assert quoter.quotes <= answered + 1
+    assert told == [True]
 
 
 @pytest.mark.parametrize(

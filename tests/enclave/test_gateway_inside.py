@@ -534,7 +534,7 @@ def chunks_of(sealed: bytes) -> list[int]:
 
 
 def test_a_stream_shows_its_pieces_sizes_to_nobody() -> None:
-    """C-43: every sealed chunk is a multiple of 512 bytes, whatever the application's pieces were."""
+    """C-43: every sealed chunk is a multiple of 2048 bytes, whatever the application's pieces were."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({**START, "headers": [(b"x-long", b"y" * (int(scope["query_string"] or b"0")))]})
@@ -553,7 +553,7 @@ def test_a_stream_shows_its_pieces_sizes_to_nobody() -> None:
         outer = await call(gateway, sealed.body)
         sizes = chunks_of(outer.body)
         assert len(sizes) > 12
-        assert {size % 512 for size in sizes} == {0}
+        assert {size % 2048 for size in sizes} == {0}
         answer = sealed.open(outer.body)
         assert answer.body == whole + b"the end"
 
@@ -576,6 +576,55 @@ def test_small_pieces_are_gathered_so_that_tokens_cannot_be_counted() -> None:
     outer = asyncio.run(call(gateway, sealed.body))
     assert 3 <= len(chunks_of(outer.body)) <= 12
     assert sealed.open(outer.body).body == b"".join(b"token%d " % number for number in range(100))
+
+
+def test_the_first_piece_leaves_at_once_with_its_head_and_the_next_ones_wait() -> None:
+    """The time to the first token is not made longer by the tick; what comes within the tick is gathered."""
+    left = asyncio.Event()
+    while_it_ran: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await asyncio.wait_for(left.wait(), 10)  # the tick is an hour: this piece did not wait for it
+        for _ in range(5):
+            await send({"type": "http.response.body", "body": b" then", "more_body": True})
+            await asyncio.sleep(0.01)
+        while_it_ran.append(len(pieces))
+        await send({"type": "http.response.body"})
+
+    gateway = make_gateway(app, tick_seconds=3600.0)
+    sealed = seal(gateway.identity)
+    pieces: list[bytes] = []
+
+    def see(piece: bytes) -> None:
+        pieces.append(piece)
+        left.set()
+
+    outer = asyncio.run(call(gateway, sealed.body, on_piece=see))
+    assert while_it_ran == [1]
+    assert chunks_of(outer.body) == [2048, 2048]
+    assert sealed.open(outer.body).body == b"first then then then then then"
+
+
+def test_a_piece_that_comes_long_after_the_last_does_not_wait() -> None:
+    """A tick is counted from the last piece that left: slow tokens are not made slower."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        for number in range(4):
+            left.clear()
+            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
+            await asyncio.wait_for(left.wait(), 10)
+            await asyncio.sleep(0.03)
+        await send({"type": "http.response.body"})
+
+    left = asyncio.Event()
+    gateway = make_gateway(app, tick_seconds=0.02)
+    sealed = seal(gateway.identity)
+    outer = asyncio.run(call(gateway, sealed.body, on_piece=lambda _: left.set()))
+    assert chunks_of(outer.body) == [2048] * 5
+    assert sealed.open(outer.body).body == b"0123"
 
 
 def test_a_whole_answer_is_padded_to_steps() -> None:
@@ -627,7 +676,7 @@ def test_while_the_application_thinks_the_client_hears_that_it_lives() -> None:
     sealed = seal(gateway.identity, path=b"/delay/0.3")
     outer = asyncio.run(call(gateway, sealed.body))
     sizes = chunks_of(outer.body)
-    assert {size % 512 for size in sizes} == {0}
+    assert {size % 2048 for size in sizes} == {0}
     answer = sealed.open(outer.body)
     assert answer.json == {"delayed": 0.3}
     assert 3 <= len(answer.informational) <= 6
@@ -736,6 +785,39 @@ def test_a_stream_stops_when_its_reader_hangs_up() -> None:
         assert not stopped.is_set()
         answer.close()
         assert stopped.wait(3)
+
+
+def test_a_client_that_leaves_is_no_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """S-11: the stream ends, nothing more is sealed, and the log is not filled by whoever hangs up."""
+    sent = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal sent
+        from starlette.responses import StreamingResponse
+
+        async def forever() -> Any:
+            nonlocal sent
+            while True:
+                sent += 1
+                yield b"x" * 100
+                await asyncio.sleep(0.005)
+
+        await StreamingResponse(forever())(scope, receive, send)
+
+    gateway = make_gateway(app, tick_seconds=0.01)
+
+    async def ask() -> Outer:
+        leave = asyncio.Event()
+        talking = asyncio.create_task(
+            call(gateway, seal(gateway.identity).body, leave=leave, on_piece=lambda _: leave.set())
+        )
+        return await asyncio.wait_for(talking, 5)
+
+    with caplog.at_level(logging.WARNING):
+        outer = asyncio.run(ask())
+    assert not outer.complete
+    assert sent < 100
+    assert not caplog.records
 
 
 def test_the_applications_start_and_end_are_passed_on() -> None:

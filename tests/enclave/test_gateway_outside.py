@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from blindbox_attestation.channel import ohttp
 from blindbox_attestation.channel.hpke import KDF_HKDF_SHA256, X25519
 from enclave_app.gateway import GATEWAY, Gateway, Limits
 from enclave_app.quoting import Quote, QuoteUnavailable
+from tests.kit.app import echo_gateway
 from tests.kit.enclave import make_echo_app, make_identity, running
 from tests.kit.peer import Outer, b64url, call, exchange, seal
 
@@ -246,6 +248,50 @@ def test_the_constant_answer_is_the_same_on_the_wire() -> None:
             answers.add((response.status_code, tuple(headers), response.content))
         assert len(answers) == 1
         assert answers.pop()[0] == 400
+
+
+def test_no_error_of_the_application_shows_outside(tmp_path: Path) -> None:
+    """
+    S-23: whatever the whole application answers (200, 400, 401, 404, 405, 409, 413), the network sees one
+    status and one set of header names, and one size for all that is short.
+    """
+    whole = echo_gateway(tmp_path)
+    token = (b"authorization", b"Bearer " + b"t" * 32)
+    json_body = (b"content-type", b"application/json")
+    asked: list[tuple[bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]] = [
+        (b"GET", b"/", b"", (token,)),
+        (b"GET", b"/v1/models", b"", (token,)),
+        (b"GET", b"/v1/models", b"", ()),
+        (b"GET", b"/nothing", b"", (token,)),
+        (b"PUT", b"/test", b"", (token,)),
+        (b"POST", b"/test", b"{", (token, json_body)),
+        (b"POST", b"/v1/completions", b'{"model": "other", "prompt": "x"}', (token, json_body)),
+        (b"POST", b"/v1/completions", b'{"model": "echo", "prompt": ""}', (token, json_body)),
+        (b"POST", b"/v1/chat/completions", b'{"model": "echo", "messages": []}', (token, json_body)),
+        (b"POST", b"/v1/completions", b'{"model": "echo", "stream": 7}', (token, json_body)),
+        (b"GET", b"/v1/files/file-none", b"", (token,)),
+        (b"POST", b"/inference", b"\xff\xfe", (token,)),
+    ]
+
+    async def ask() -> tuple[set[Any], set[int]]:
+        lifespan = asyncio.create_task(whole({"type": "lifespan"}, started.get, ended.put))
+        await started.put({"type": "lifespan.startup"})
+        assert (await ended.get())["type"] == "lifespan.startup.complete"
+        outside, inside = set(), set()
+        for method, path, body, fields in asked:
+            sealed = seal(whole.identity, method, path, body, fields)
+            outer = await call(whole, sealed.body)
+            outside.add((outer.status, tuple(name for name, _ in outer.headers), len(outer.body)))
+            inside.add(sealed.open(outer.body).status)
+        await started.put({"type": "lifespan.shutdown"})
+        await lifespan
+        return outside, inside
+
+    started: asyncio.Queue[Any] = asyncio.Queue()
+    ended: asyncio.Queue[Any] = asyncio.Queue()
+    outside, inside = asyncio.run(ask())
+    assert {200, 400, 401, 404, 405} <= inside
+    assert len(outside) == 1, outside
 
 
 def test_the_outer_request_decides_nothing(gateway: Gateway) -> None:
