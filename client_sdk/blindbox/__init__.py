@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         UnreadableProof,
         UnsealedAnswer,
     )
+    from .openai import AsyncOpenAI, OpenAI
     from .proof import Proof
     from .requests import SecureSession, Session
 
@@ -51,6 +52,7 @@ __version__ = "1.0.0"
 _HOMES = {
     "AllOf": "blindbox_attestation",
     "AnyOf": "blindbox_attestation",
+    "AsyncOpenAI": "blindbox.openai",
     "AttestationError": "blindbox.errors",
     "AzureSnpPolicy": "blindbox_attestation",
     "AzureTdxPolicy": "blindbox_attestation",
@@ -65,6 +67,7 @@ _HOMES = {
     "NitroPolicy": "blindbox_attestation",
     "NoEvidence": "blindbox.errors",
     "NoPolicy": "blindbox.errors",
+    "OpenAI": "blindbox.openai",
     "OutcomeUnknown": "blindbox.errors",
     "Policy": "blindbox_attestation",
     "Proof": "blindbox.proof",
@@ -88,6 +91,7 @@ _HOMES = {
 __all__ = [
     "AllOf",
     "AnyOf",
+    "AsyncOpenAI",
     "AttestationError",
     "AzureSnpPolicy",
     "AzureTdxPolicy",
@@ -102,6 +106,7 @@ __all__ = [
     "NitroPolicy",
     "NoEvidence",
     "NoPolicy",
+    "OpenAI",
     "OutcomeUnknown",
     "Policy",
     "Proof",

@@ -48,6 +48,7 @@ from blindbox_attestation.verify import AnyPolicy
 
 from . import process, question, tenant, trust
 from .answer import OpenedBody, SealedAnswer
+from .call import Call, carried
 from .collateral import SHARED, Collateral
 from .errors import NoEvidence, NoPolicy, OutcomeUnknown, UnsealedAnswer
 from .origin import origin_of
@@ -240,6 +241,7 @@ class SealedAdapter(HTTPAdapter):
         proxies: Mapping[str, str] | None = None,
         policy: AnyPolicyOrFile | None = None,
         cce_policy: str | os.PathLike[str] | None = None,
+        call: Call | None = None,
     ) -> requests.Response:
         """
         Send a prepared request to its origin, sealed, once that has proved itself.
@@ -251,6 +253,8 @@ class SealedAdapter(HTTPAdapter):
              - the enclave says, sealed, that it did not run it (stale evidence)
              - it is the same boot, which refuses an id it has seen, or may have forgotten   SPEC §5.3
              - the method is idempotent, or the caller gave an Idempotency-Key
+
+        `call` tells whether anything of the request was sent, and lets another thread give it up.
         """
         self._after_fork()
         url = request.url or ""
@@ -259,10 +263,12 @@ class SealedAdapter(HTTPAdapter):
         fetch = self._fetcher(route)
         key = self.keys.get(route.origin, chosen, fetch, collateral=self.collateral)  # 2
         request_id = question.new_id()
-        response = self._ask(route, key, request, request_id, stream)  # 3
+        response = self._ask(route, key, request, request_id, stream, call=call)  # 3
         if isinstance(response, requests.Response) and not _says(response, 421, "stale-evidence"):
             return response
         did_not_run = response is not None
+        if did_not_run and call is not None:
+            call.sent = False
         before = key
         key = self.keys.get(route.origin, chosen, fetch, instead_of=before, collateral=self.collateral)  # 4
         same_boot = key.verified.boot_id == before.verified.boot_id
@@ -276,7 +282,7 @@ class SealedAdapter(HTTPAdapter):
                 "allows a repetition."
             )
         _rewind(request, did_not_run)
-        response = self._ask(route, key, request, request_id, stream, first)
+        response = self._ask(route, key, request, request_id, stream, first, call=call)
         if response is None:
             raise UnsealedAnswer(400)
         if _says(response, 409, "already-received"):
@@ -295,6 +301,8 @@ class SealedAdapter(HTTPAdapter):
         request_id: bytes,
         stream: bool,
         first: ProvenKey | None = None,
+        *,
+        call: Call | None,
     ) -> requests.Response | None:
         """One sealed exchange. None if the gateway cannot open what this key seals."""
         token = None if "Authorization" in request.headers else self._tokens.token(route.origin)
@@ -304,7 +312,9 @@ class SealedAdapter(HTTPAdapter):
         sealer = ohttp.RequestSealer(key.config)
         body = question.sealed(sealer, inner, request.body)
         deadline = Deadline(route.timeouts, time.monotonic)
-        network = self._exchange(route, "POST", GATEWAY_PATH, _outer_headers(body), body, route.timeouts)
+        network = self._exchange(
+            route, "POST", GATEWAY_PATH, _outer_headers(body), body, route.timeouts, call
+        )
         if network.status != 200 or network.headers.get("content-type", "").lower() != ohttp.CHUNKED_RESPONSE:
             if _is_key_problem(network):
                 return None
@@ -349,6 +359,7 @@ class SealedAdapter(HTTPAdapter):
         headers: dict[str, str],
         body: bytes | Iterator[bytes] | None,
         timeouts: Timeouts,
+        call: Call | None = None,
     ) -> urllib3.BaseHTTPResponse:
         """
         Send outer bytes and return the outer answer's head.
@@ -367,18 +378,19 @@ class SealedAdapter(HTTPAdapter):
         self.cert_verify(pool, shell.url, route.verify, route.cert)  # type: ignore[no-untyped-call]
         target: Any = self.request_url(shell, proxies) if proxies else path
         try:
-            network: urllib3.BaseHTTPResponse = pool.urlopen(
-                method,
-                target,
-                body=body,
-                headers=headers,
-                retries=self.max_retries,
-                redirect=False,
-                assert_same_host=False,
-                timeout=timeouts.for_urllib3(),
-                preload_content=False,
-                decode_content=False,
-            )
+            with carried(call or Call(), pool, timeouts.in_all):
+                network: urllib3.BaseHTTPResponse = pool.urlopen(
+                    method,
+                    target,
+                    body=body,
+                    headers=headers,
+                    retries=self.max_retries,
+                    redirect=False,
+                    assert_same_host=False,
+                    timeout=timeouts.for_urllib3(),
+                    preload_content=False,
+                    decode_content=False,
+                )
         except MaxRetryError as error:
             reason = error.reason
             if isinstance(reason, ConnectTimeoutError) and not isinstance(reason, NewConnectionError):
