@@ -1,8 +1,8 @@
 """
 The command `blindbox`: say whom you trust, and see what a machine can prove.
 
-Here is its grammar, and `blindbox trust`; `blindbox verify` is in `commands/verify.py`. What the command ends
-with is in `commands/status.py`.
+Here is its grammar, and `blindbox trust`; the other commands are in `commands/`. What the command ends with
+is in `commands/status.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .commands import policy as policy_command
+from .commands import proxy as proxy_command
+from .commands import top as top_command
+from .commands import ui as ui_command
 from .commands import verify as verify_command
 from .commands.status import DONE, NOT_PROVED, UNREACHABLE, USAGE, complain, status_of
 
@@ -35,6 +38,8 @@ examples:
   blindbox policy explain release-1.0.json
   blindbox trust http://203.0.113.7:80 --policy release-1.0.json
   blindbox verify http://203.0.113.7:80
+  blindbox proxy http://203.0.113.7:80
+  blindbox ui http://203.0.113.7:80
 """
 
 
@@ -63,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
 
     verify_command.add(commands)
     policy_command.add(commands)
+    proxy_command.add(commands)
+    ui_command.add(commands)
+    top_command.add(commands)
     return top
 
 

@@ -30,7 +30,7 @@ SOURCES = [
     "enclave_app",
     "tests",
 ]
-DATA = {".json", ".pem", ".crt", ".der"}
+DATA = {".json", ".pem", ".crt", ".der", ".html", ".js", ".css", ".svg"}
 
 # requests, cryptography and what these two ask for, and the judge of TDX quotes; nothing else is a client's
 # business.
