@@ -63,35 +63,23 @@ class Row:
 
 
 def serve(kind: str) -> None:
-    """The enclave's application over the echo engine, bare or behind the gateway. Prints the port."""
+    """An application that answers with what it was sent, bare or behind the gateway. Prints the port."""
     import socket
 
     import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
 
-    from enclave_app.api import Rooms, build_api
-    from enclave_app.datasets import NoHub
     from enclave_app.edge import server_config
-    from enclave_app.engines.desk import Desk
-    from enclave_app.engines.echo import EchoEngine
     from enclave_app.gateway import Gateway
-    from enclave_app.settings import Settings
-    from enclave_app.store import Store
-    from enclave_app.training.counting import CountingTrainer
-    from enclave_app.training.workshop import Workshop
     from tests.kit.enclave import make_identity
 
-    engine = EchoEngine()
-    app: Any = build_api(
-        Rooms(
-            settings=Settings(),
-            store=Store.temporary(),
-            base=engine,
-            instruct=engine,
-            desk=Desk(64),
-            workshop=Workshop(CountingTrainer(), 1),
-            hub=NoHub(),
-        )
-    )
+    async def test(request: Request) -> JSONResponse:
+        return JSONResponse({"text": (await request.json())["input_text"]})
+
+    app: Any = Starlette(routes=[Route("/test", test, methods=["POST"])])
     if kind == "sealed":
         app = Gateway(app, make_identity())
     listener = socket.socket()
@@ -130,8 +118,8 @@ def new_session(kind: str) -> Any:
 
 
 def question(text: str) -> dict[str, Any]:
-    """One new token: the echo engine answers with the prompt and its first word, so as much down as up."""
-    return {"input_text": text, "max_new_tokens": 1}
+    """As much down as up."""
+    return {"input_text": text}
 
 
 def text_of(size: int) -> str:
@@ -329,7 +317,7 @@ def main() -> int:
         print(json.dumps(run | {"rows": [asdict(row) for row in rows]}))
         return 0
     shared = min(options.processes, max(CLIENTS))
-    print("POST /test of the enclave's application over the echo engine: so much text up and down, as JSON.")
+    print("POST to an application that answers with what it was sent: so much text up and down, as JSON.")
     print(f"X-Wing and AES-256-GCM; loopback; clients and server share {os.cpu_count()} cores.")
     print(f"Each server is one process; 16 clients are threads in {shared} process(es), a session each.")
     print(f"{rounds} interleaved round(s) of {seconds} s of each kind, one after the other; medians.\n")
