@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
 import jinja2.sandbox
 import tokenizers
 
@@ -67,6 +68,9 @@ class FolderTokenizer:
         self._template = None if self.chat_template is None else _compiled(self.chat_template, folder)
         self.ends = _ends(folder, self._id_of(self.special.get("eos_token")))
 
+        # Characters of one token at most: a text of more than so many times the context does not fit into it.
+        self.longest = max(map(len, self._words.get_vocab(with_added_tokens=True)), default=1)
+
     @property
     def size(self) -> int:
         """How many tokens there are."""
@@ -74,7 +78,9 @@ class FolderTokenizer:
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         """`{"input_ids": …}`, as a tokenizer of transformers answers."""
-        return {"input_ids": self._words.encode(text, add_special_tokens=add_special_tokens).ids}
+        # Alone of the library's ways, the one for several texts lets other threads run meanwhile.
+        (encoded,) = self._words.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return {"input_ids": encoded.ids}
 
     def text(self, token: int) -> str:
         """A token by itself, as it is written in log probabilities."""

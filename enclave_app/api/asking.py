@@ -7,12 +7,39 @@ would wait too long, before anything was done for it.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..catalogue import Served
-from ..engines import Sampling, Work
+from ..engines import Card, Sampling, Work
 from ..engines.desk import Answer
 from ..refusals import Refusal
 from ..tenants import Tenant
 from .rooms import Rooms
+
+
+class PromptReader:
+    """
+    A model's tokenizer as `Template` uses it, which does not begin with what cannot fit into the model.
+
+    To read a megabyte takes it a second and more of one core. Raises `Refusal`.
+    """
+
+    def __init__(self, served: Served, card: Card, param: str) -> None:
+        self._words = served.tokenizer
+        self._tokens = card.room if card.context is None else min(card.context, card.room)
+        self._param = param
+        self.chat_template = self._words.chat_template
+        self.apply_chat_template = self._words.apply_chat_template
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
+        if len(text) > self._tokens * self._words.longest:
+            raise Refusal(
+                f"The prompt has {len(text)} characters, and the model takes {self._tokens} tokens of up to "
+                f"{self._words.longest} characters each. Shorten the prompt.",
+                code="context_length_exceeded",
+                param=self._param,
+            )
+        return self._words(text, add_special_tokens=add_special_tokens)
 
 
 async def ask(

@@ -115,6 +115,7 @@ class Desk:
             station,
             most=self._most_tuned,
             most_waiting=self._bounds.waiting,
+            most_of_one=self._bounds.waiting_each,
             free=self._free,
         )
         await opened.open()

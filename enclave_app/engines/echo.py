@@ -119,6 +119,7 @@ class ByteTokenizer:
 
     chat_template = None
     size = 257
+    longest = 1  # characters of a token
     ends = frozenset([END])
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from ..figures import free_bytes, resident_bytes
-from ..refusals import Busy, Failed, Refusal
+from ..refusals import Busy, Failed, RateLimited, Refusal
 from . import Tuning
 from .adapter import Adapter
 from .answer import Answer
@@ -57,6 +57,7 @@ class Shelf:
         *,
         most: int,
         most_waiting: int,
+        most_of_one: int,
         free: Callable[[], int | None] = free_bytes,
     ) -> None:
         self._base = base
@@ -64,10 +65,11 @@ class Shelf:
         self._new_station = station
         self._most = most
         self._most_waiting = most_waiting
+        self._most_of_one = most_of_one
         self._free = free
         self._held: OrderedDict[str, _Held] = OrderedDict()  # by version; who rested longest comes first
         self._loading = asyncio.Lock()  # one at a time: each looks at how much memory is free
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()  # by owner
         base.reopened = self._again
         base.left = self._sweep
 
@@ -88,9 +90,16 @@ class Shelf:
                 code="no_tuned_models",
                 param="model",
             )
-        if self._waiting >= self._most_waiting:
+        if self._waiting[tuning.owner] >= self._most_of_one:
+            raise RateLimited(
+                "As many requests of yours as may wait for your tuned model already. "
+                "Try again when it answers.",
+                code="too_many_waiting",
+                retry_after=10,
+            )
+        if self._waiting.total() >= self._most_waiting:
             raise Busy("Too many wait for tuned models already.", code="overloaded", retry_after=10)
-        self._waiting += 1
+        self._waiting[tuning.owner] += 1
         try:
             for _ in range(_MOST_TRIES):
                 held = self._held.get(tuning.version)
@@ -106,7 +115,8 @@ class Shelf:
                     return
                 # Taken away again before this caller's turn came.
         finally:
-            self._waiting -= 1
+            self._waiting[tuning.owner] -= 1
+            self._waiting += Counter()  # who waits no more is not remembered
         raise _all_busy()
 
     def station(self, version: str) -> Station:

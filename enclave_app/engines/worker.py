@@ -46,6 +46,7 @@ from .adapter import Adapter
 _HEAD = struct.Struct(">cQ")
 _LARGEST: Final = 256 << 20  # bytes that an engine may say at once
 _BEAT_SECONDS: Final = 1.0  # how often a worker whose steps bring nothing says that it makes them
+_TAKING_SECONDS: Final = 0.1
 _PACKAGES: Final = str(Path(__file__).resolve().parents[2])
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); from enclave_app.engines.worker import child; child()"
@@ -72,12 +73,18 @@ def serve(engine: Engine, wire: socket.socket) -> None:
         incoming = select.poll()
         incoming.register(wire, select.POLLIN)
         while True:
-            # Between two steps everything that has come is taken in: a prompt joins the next step.
+            # Between two steps what has come is taken in: a prompt joins the next step. But not for long: to
+            # make a grammar of a schema takes a second, and those who are being answered wait meanwhile.
+            taken = 0.0
             while incoming.poll(0 if engine.busy() else None):
+                began = time.monotonic()
                 try:
                     _obey(engine, wire)
                 except pipe.PipeClosed:
                     return
+                taken += time.monotonic() - began
+                if taken > _TAKING_SECONDS and engine.busy():
+                    break
             done = engine.step()
             updates = [each for each in done if isinstance(each, Update)]
             if updates:
@@ -119,6 +126,9 @@ def _obey(engine: Engine, wire: socket.socket) -> None:
 def child() -> None:
     """The process: read a spec, make its engine, serve it. Nothing is printed: it may quote a prompt."""
     _die_with_the_server()
+    # A terminal's Ctrl-C and an init system's stop go to every process; what runs is finished first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     wire = socket.socket(fileno=os.dup(0))
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -161,7 +162,7 @@ def test_any_tokens_at_all_give_text_in_bounded_steps(
     decode = words.decoder([])
     told = [decode(token) for token in ids]
     assert all(piece is None or piece for piece in told)
-    assert len(vars(decode)["_ids"]) <= 64  # type: ignore[arg-type]
+    assert len(vars(decode)["_ids"]) <= 64
 
 
 @settings(max_examples=200, deadline=None)
@@ -313,8 +314,7 @@ def test_a_poisoned_template_gets_out_of_nothing(template: str, tmp_path: Path) 
     try:
         told = words.apply_chat_template(turns, add_generation_prompt=True)
     except Refusal as refusal:
-        told = ""
-        assert str(refusal) == "This model's chat template does not take these messages."
+        told = str(refusal).removeprefix("This model's chat template does not take these messages.")
     assert told == ""  # as jinja2 writes what is not there
     assert turns == TURNS
 
@@ -396,3 +396,16 @@ def test_a_text_of_a_mebibyte_takes_seconds_at_most(piece: str, byte_level: Fold
     ids = byte_level(text, add_special_tokens=True)["input_ids"]
     assert byte_level.decode(ids) == text
     assert time.monotonic() - begun < 60  # a quadratic one would take hours
+
+
+def test_other_threads_run_while_a_long_text_is_read(both: tuple[FolderTokenizer, Any]) -> None:
+    """S-24: or one caller's long prompt would stop everybody's streams for as long as it takes."""
+    ours, _ = both
+    text = "".join(random.Random(1).choices("abcdefghij", k=1 << 19))
+    reading = threading.Thread(target=ours, args=(text,), kwargs={"add_special_tokens": False})
+    reading.start()
+    turns = 0
+    while reading.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 5

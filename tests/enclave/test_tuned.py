@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from enclave_app.engines.adapter import Adapter, Manifest
 from enclave_app.engines.desk import Desk
 from enclave_app.engines.echo import ByteTokenizer
 from enclave_app.engines.worker import Worker, in_process
-from enclave_app.refusals import Busy, Failed, Refusal
+from enclave_app.refusals import Busy, Failed, RateLimited, Refusal
 from tests.enclave.test_desk import NAME, run, text_of, the_worker, until
 
 WAYS = ["within", "apart"]
@@ -100,7 +101,7 @@ def test_each_tuned_model_answers_as_itself_and_the_base_as_before(way: Way) -> 
 @pytest.mark.parametrize("way", WAYS)
 def test_many_who_ask_for_one_model_at_once_have_it_loaded_once(way: Way) -> None:
     async def tried() -> None:
-        async with opened(way) as desk:
+        async with opened(way, most_of_one=20) as desk:
             loads = 0
 
             def load() -> Adapter:
@@ -320,5 +321,27 @@ def test_what_is_asked_of_a_model_that_is_not_in_memory_is_refused_not_answered_
         async with opened("apart") as desk:
             with pytest.raises(Failed):
                 desk.ask(NAME, work("hello", tuning("a")))
+
+    run(tried())
+
+
+def test_one_tenant_who_waits_for_a_model_many_times_leaves_room_for_others() -> None:
+    """S-24: the line for what is being loaded is bounded for each tenant, as every other line is."""
+    ready = threading.Event()
+
+    def load() -> Adapter:
+        assert ready.wait(30)
+        return adapter("a")
+
+    async def tried() -> None:
+        async with opened("within", most_waiting=8, most_of_one=4) as desk:
+            slow = Tuning("version", load, owner="a")
+            waiting = [asyncio.create_task(desk.tuned(NAME, slow)) for _ in range(8)]
+            await until(lambda: sum(task.done() for task in waiting) == 4)
+            assert await asked(desk, tuning("b")) == f"{mark('b')}hello"
+            ready.set()
+            ends = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(end) for end in ends] == [type(None)] * 4 + [RateLimited] * 4
+            await desk.tuned(NAME, slow)  # there is room again
 
     run(tried())

@@ -269,3 +269,31 @@ def test_a_worker_sees_little_of_the_environment() -> None:
     assert seen["PATH"] == "/usr/bin"
     assert not {"LD_PRELOAD", "BLINDBOX_MODEL", "HF_HOME"} & seen.keys()
     assert seen["HF_HUB_OFFLINE"] == "1"
+
+
+def test_prompts_that_take_long_to_begin_do_not_keep_those_who_are_answered_waiting() -> None:
+    """S-10: a grammar takes a second to be made; between two of them there is a step for everybody."""
+    done: list[str] = []
+
+    class Slow(EchoEngine):
+        def start(self, key: int, work: Work) -> None:
+            time.sleep(0.11)
+            done.append("start")
+            super().start(key, work)
+
+        def step(self) -> list[Update]:
+            done.append("step")
+            return super().step()
+
+    async def tried() -> None:
+        worker = await in_thread(Slow())
+        try:
+            await worker.ready()
+            for key in range(6):
+                worker.start(key, Work((65,) * 100, Sampling(max_new_tokens=100)))
+            await until(lambda: done.count("start") == 6)
+        finally:
+            worker.close()
+
+    run(tried())
+    assert "start start" not in " ".join(done[done.index("step") :])
