@@ -108,7 +108,8 @@ def reference(job: dict[str, Any]) -> dict[str, Any]:
     answers, logs = [], []
     with torch.no_grad():
         for ids in job["prompts"]:
-            cache, asked, answer = None, ids, []
+            answer: list[int] = []
+            cache, asked = None, ids
             while len(answer) < ANSWER and not (answer and answer[-1] in job["ends"]):
                 out = model(torch.tensor([asked]), past_key_values=cache, use_cache=True)
                 cache = out.past_key_values

@@ -402,10 +402,14 @@ def _shown(name: str) -> Iterator[Callable[[str | None], None]]:
         return
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    size = shutil.get_terminal_size()  # 80 × 24 where the terminal does not know: tqdm would show nothing
+    short = f"Preparing {name} (once)"
     bar = tqdm(
         total=len(STAGES),
-        desc=title,
-        bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {postfix} [{elapsed}]",
+        desc=short,
+        bar_format="{desc} |{bar:8}| [{elapsed}]",  # fits into 80 columns
+        ncols=size.columns,
+        nrows=size.lines,
         disable=False,  # quiet() switches the libraries' own bars off
         leave=True,
     )
@@ -413,13 +417,13 @@ def _shown(name: str) -> Iterator[Callable[[str | None], None]]:
     def turn(stage: str | None) -> None:
         if stage is not None:
             bar.n = STAGES.index(stage)
-            bar.set_postfix_str(f"{stage} …", refresh=False)
+            bar.set_description_str(f"{short}: {stage} …", refresh=False)
         bar.refresh()
 
     with bar:
         yield turn
         bar.n = len(STAGES)
-        bar.set_postfix_str("ready", refresh=True)
+        bar.set_description_str(f"{short}: ready", refresh=True)
 
 
 # --- what went wrong ----------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def tiny_llama(*, chat: bool = True, seed: int = 0) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     words = tokenizer(chat=chat)
-    return _saved(LlamaForCausalLM, LlamaConfig(**_shape(words) | _LLAMA), words, seed)
+    return _saved(LlamaForCausalLM, LlamaConfig(**(_shape(words) | _LLAMA)), words, seed)
 
 
 @cache
@@ -118,8 +118,8 @@ def tiny_falcon(seed: int = 0) -> Path:
     from transformers import FalconConfig, FalconForCausalLM
 
     words = tokenizer(chat=False)
-    details = _FALCON | {"multi_query": True, "new_decoder_architecture": False}
-    config = FalconConfig(**_shape(words) | details | {"bos_token_id": words.eos_token_id})
+    details: dict[str, Any] = {**_shape(words), **FAMILIES["falcon"][1], "bos_token_id": words.eos_token_id}
+    config = FalconConfig(**details)
     return _saved(FalconForCausalLM, config, words, seed)
 
 
