@@ -18,7 +18,7 @@ from ..engines import Sampling
 from ..prompts import Template
 from ..tenants import Tenant
 from .answers import unless_gone
-from .asking import ask
+from .asking import PromptReader, ask
 from .bodies import COLDEST, Body, Seed, body
 from .rooms import Asking, Rooms
 from .wishes import able, new_tokens
@@ -92,7 +92,8 @@ async def _output(rooms: Rooms, asking: Tenant, wish: Generate) -> dict[str, str
     beams = config.num_beams or 1
     if beams > 1:
         able(card, "beams", "generation_config.num_beams", "Send 1.")
-    ids = await asyncio.to_thread(Template.TEXT.prompt, served.tokenizer, prompt_of(wish.prompt_config))
+    words = PromptReader(served, card, "prompt_config")
+    ids = await asyncio.to_thread(Template.TEXT.prompt, words, prompt_of(wish.prompt_config))
     length = new_tokens(asked_for, rooms.settings, card, len(ids), otherwise=NEW_TOKENS)
     temperature = 0.1 if config.temperature is None else config.temperature
     top_p = 0.75 if config.top_p is None else config.top_p

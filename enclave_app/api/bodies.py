@@ -16,16 +16,28 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from ..refusals import Refusal, TooLarge, listed, nearest
 
 MOST_BYTES: Final = 8 << 20
+MOST_FIELDS: Final = 4096
+"""Of one object, known or not: each unknown one is a fault, and a million faults are gigabytes."""
 _LARGE: Final = 64 << 10  # read on a thread: others are served meanwhile
 COLDEST: Final = 1e-3
 """Below this temperature the likeliest token is taken: to divide by less would leave what floats can hold."""
 
 B = TypeVar("B", bound=BaseModel)
+T = TypeVar("T")
+
+
+class _FailFast(FailFast):
+    def __hash__(self) -> int:  # pydantic's has none, and unions of types need one
+        return hash(_FailFast)
+
+
+Several = Annotated[list[T], _FailFast()]
+"""A list of which the first fault is told: to collect all those of a long one would take minutes."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Column = Annotated[str, Field(min_length=1, max_length=500)]
 
@@ -81,41 +93,48 @@ def body(model: type[B]) -> Callable[[Request], Coroutine[Any, Any, B]]:
 
 def _as(model: type[B], data: bytes, headers: Mapping[str, str]) -> B:
     try:
-        found = model.model_validate_json(data)
+        json.loads(data, object_pairs_hook=_look_over)  # first: pydantic would tell of all faults there are
+        return model.model_validate_json(data)
     except ValidationError as error:
         raise _refusal(error, model, headers) from None
-    _once_each(data)
-    return found
+    except json.JSONDecodeError as error:
+        where = f"{error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno} column {error.colno}"
+        raise _not_json(where, model, headers) from None
+    except (ValueError, RecursionError):
+        where = "it is no UTF-8, or has a number too long or a nesting too deep to be read"
+        raise _not_json(where, model, headers) from None
 
 
-def _once_each(data: bytes) -> None:
-    """Refuse a field that is there twice: two readers could take two values for it (RFC 8259 §4)."""
+def _look_over(pairs: list[tuple[str, Any]]) -> None:
+    """
+    Refuse a field that is there twice, and more fields than anybody needs.
 
-    def check(pairs: list[tuple[str, Any]]) -> None:
-        if len(dict(pairs)) == len(pairs):
-            return
-        for name, times in Counter(name for name, _ in pairs).items():
-            if times > 1:
-                raise Refusal(
-                    f'The field "{name[:80]}" is there twice.', code="duplicate_field", param=name[:80]
-                )
+    Of one that is there twice, two readers could take two values (RFC 8259 §4).
+    """
+    if len(pairs) > MOST_FIELDS:
+        raise Refusal(f"An object may have up to {MOST_FIELDS} fields.", code="too_many_fields")
+    if len(dict(pairs)) == len(pairs):
+        return
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise Refusal(f'The field "{name[:80]}" is there twice.', code="duplicate_field", param=name[:80])
 
-    json.loads(data, object_pairs_hook=check)
+
+def _not_json(where: str, model: type[BaseModel], headers: Mapping[str, str]) -> Refusal:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "content-encoding" in headers:
+        where = "it is encoded, and is read as it comes"
+    elif kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
+        where = f"it is {kind} (requests: json={{…}}, not data= or files=)"
+    names = listed(model.model_fields)
+    return Refusal(f"The body is not a JSON object: {where}. Its fields are: {names}.", code="invalid_json")
 
 
 def _refusal(error: ValidationError, model: type[BaseModel], headers: Mapping[str, str]) -> Refusal:
     found = error.errors(include_input=False, include_context=False, include_url=False)
     if not found[0]["loc"]:  # nothing of it could be read
         where = found[0]["msg"] if found[0]["type"] == "json_invalid" else "it is not an object"
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if "content-encoding" in headers:
-            where = "it is encoded, and is read as it comes"
-        elif kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
-            where = f"it is {kind} (requests: json={{…}}, not data= or files=)"
-        names = listed(model.model_fields)
-        return Refusal(
-            f"The body is not a JSON object: {where}. Its fields are: {names}.", code="invalid_json"
-        )
+        return _not_json(where, model, headers)
     # A misspelt name makes two faults; the misspelling is the one to mend.
     found.sort(key=lambda fault: fault["type"] != "extra_forbidden")
     del found[_FAULTS:]

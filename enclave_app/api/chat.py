@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import FailFast, Field
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from ..catalogue import Served
@@ -27,7 +27,8 @@ from ..refusals import Refusal
 from ..tenants import Tenant
 from . import tools
 from .answers import Event, Events, EventStream, unless_gone
-from .bodies import body
+from .asking import PromptReader
+from .bodies import Several, body
 from .calls import Delta, Reader
 from .choices import Wanted, asked, pieces
 from .messages import Message, conversation
@@ -42,15 +43,15 @@ MOST_MESSAGES = 1 << 16  # read at all; how many are taken is a setting
 class Chat(Wishes):
     """The body of a request."""
 
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[Several[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: Several[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Several[Literal["text"]] | None = None
     # Hints, taken and forgotten.
     reasoning_effort: Any = None
     verbosity: Any = None
@@ -144,7 +145,8 @@ async def _talk(rooms: Rooms, asking: Tenant, wish: Chat) -> _Talk:
                 param="response_format",
             )
         constraint, ends = box.constraint, (*ends, *box.stops)
-    ids = await asyncio.to_thread(_rendered, served, wish.messages, box)
+    reader = PromptReader(served, card, "messages")
+    ids = await asyncio.to_thread(_rendered, served, wish.messages, box, reader)
     asked_for = {"max_completion_tokens": wish.max_completion_tokens, "max_tokens": wish.max_tokens}
     length = new_tokens(asked_for, settings, card, len(ids), otherwise=DEFAULT_NEW_TOKENS)
     how = sampling(wish, served, card, new_tokens=length, logprobs=logprobs, constraint=constraint)
@@ -158,7 +160,7 @@ async def model(rooms: Rooms, asking: Tenant, name: str | None) -> Served:
     return await rooms.catalogue.find(asking, name)
 
 
-def _rendered(served: Served, messages: list[Message], box: Toolbox | None) -> list[int]:
+def _rendered(served: Served, messages: list[Message], box: Toolbox | None, words: PromptReader) -> list[int]:
     """The tokens of the conversation, with the tools told of."""
     knows = tools.known(served)
     told = conversation(messages, knows_tools=knows)
@@ -171,7 +173,7 @@ def _rendered(served: Served, messages: list[Message], box: Toolbox | None) -> l
     template = served.template
     if template is Template.QUESTION and len(told) > 1:
         template = Template.TEXT  # the question's frame holds one question only
-    return template.conversation(served.tokenizer, told, declared)
+    return template.conversation(words, told, declared)
 
 
 async def _whole(rooms: Rooms, asking: Tenant, talk: _Talk) -> dict[str, Any]:

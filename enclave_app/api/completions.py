@@ -24,7 +24,8 @@ from ..prompts import Template
 from ..refusals import Refusal
 from ..tenants import Tenant
 from .answers import Events, EventStream, unless_gone
-from .bodies import body
+from .asking import PromptReader
+from .bodies import Several, body
 from .chat import fingerprint
 from .choices import Wanted, asked, pieces
 from .rooms import Asking, Rooms
@@ -35,13 +36,13 @@ MOST_ANSWERS: Final = 32  # to all prompts of one request together
 MOST_IDS: Final = 1 << 20
 
 Id = Annotated[int, Field(ge=0, lt=1 << 31)]
-Ids = Annotated[list[Id], Field(min_length=1, max_length=MOST_IDS)]
+Ids = Annotated[Several[Id], Field(min_length=1, max_length=MOST_IDS)]
 
 
 class Text(Wishes):
     """The body of a request."""
 
-    prompt: str | Annotated[list[str | Id | Ids], Field(min_length=1, max_length=MOST_IDS)]
+    prompt: str | Annotated[Several[str | Id | Ids], Field(min_length=1, max_length=MOST_IDS)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
@@ -118,7 +119,8 @@ async def _task(rooms: Rooms, asking: Tenant, wish: Text) -> _Task:
         served = await rooms.catalogue.find(asking, wish.model)
     card = rooms.catalogue.card(served)
     logprobs = None if wish.logprobs is None else alternatives(card, wish.logprobs, "logprobs")
-    ids = await asyncio.to_thread(lambda: [_ids(served, prompt) for prompt in prompts])
+    reader = PromptReader(served, card, "prompt")
+    ids = await asyncio.to_thread(lambda: [_ids(served, prompt, reader) for prompt in prompts])
     longest = max(map(len, ids))
     length = new_tokens(
         {"max_tokens": wish.max_tokens}, settings, card, longest, otherwise=DEFAULT_NEW_TOKENS
@@ -142,9 +144,9 @@ def _prompts(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
     return prompts or [ids]
 
 
-def _ids(served: Served, prompt: str | list[int]) -> list[int]:
+def _ids(served: Served, prompt: str | list[int], words: PromptReader) -> list[int]:
     if isinstance(prompt, str):
-        return Template.TEXT.prompt(served.tokenizer, prompt)
+        return Template.TEXT.prompt(words, prompt)
     size = served.tokenizer.size
     if max(prompt) >= size:
         raise Refusal(

@@ -25,7 +25,7 @@ from ..tenants import Tenant
 from ..training import Progress, Recipe, Trained
 from ..training.workshop import Place
 from .answers import EventStream, unless_gone
-from .asking import ask
+from .asking import PromptReader, ask
 from .bodies import COLDEST, Lesson, Question, body
 from .files import described, unsealed
 from .rooms import Asking, Rooms
@@ -80,7 +80,8 @@ def router(rooms: Rooms) -> APIRouter:
 async def _answer(rooms: Rooms, asking: Tenant, served: Served, question: Question) -> dict[str, str]:
     if not question.input_text.strip():
         raise Refusal("input_text is blank.", code="invalid_value", param="input_text")
-    ids = await asyncio.to_thread(served.template.prompt, served.tokenizer, question.input_text)
+    words = PromptReader(served, rooms.catalogue.card(served), "input_text")
+    ids = await asyncio.to_thread(served.template.prompt, words, question.input_text)
     length = new_tokens(
         {"max_new_tokens": question.max_new_tokens},
         rooms.settings,

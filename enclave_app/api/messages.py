@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from ..refusals import Refusal
-from .bodies import Body
+from .bodies import Body, Several
 from .calls import BEGIN, END
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -53,9 +53,9 @@ class Message(Body):
     """One message; the fields after `tool_call_id` come back from answers and say nothing to the model."""
 
     role: Role
-    content: str | list[Part] | None = None
+    content: str | Several[Part] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: Several[Call] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     function_call: Called | None = None
     refusal: str | None = None

@@ -19,7 +19,7 @@ from ..engines import Card, Constraint
 from ..prompts import Template
 from ..refusals import Refusal, listed
 from ..settings import Settings
-from .bodies import Body
+from .bodies import Body, Several
 from .calls import BEGIN, END, Reader
 from .schemas import bounded
 from .wishes import able
@@ -67,7 +67,7 @@ class AllowedTools(Body):
     """`tool_choice.allowed_tools`."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[Allowed], Field(min_length=1, max_length=MOST_TOOLS)]
+    tools: Annotated[Several[Allowed], Field(min_length=1, max_length=MOST_TOOLS)]
 
 
 class ToolChoice(Body):

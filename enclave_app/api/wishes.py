@@ -16,7 +16,7 @@ from ..catalogue import Served
 from ..engines import Card, Constraint, Sampling
 from ..refusals import Refusal
 from ..settings import Settings
-from .bodies import COLDEST, Body
+from .bodies import COLDEST, Body, Several
 
 DEFAULT_NEW_TOKENS: Final = 1024
 MOST_BIASED: Final = 1024
@@ -46,7 +46,7 @@ class Wishes(Body):
     frequence_penalty: Penalty | None = None
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_BIASED)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Several[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Not OpenAI's, but known to the clients of other servers.
@@ -128,6 +128,13 @@ def sampling(
     constraint: Constraint | None = None,
 ) -> Sampling:
     """What the engine is asked for; raises `Refusal` for what it cannot do."""
+    if wishes.ignore_eos and constraint is not None:
+        # The engine would go on behind the end of the JSON, with whatever it likes.
+        raise Refusal(
+            "ignore_eos and an answer that follows a schema cannot be asked for together.",
+            code="invalid_value",
+            param="ignore_eos",
+        )
     temperature = 1.0 if wishes.temperature is None else wishes.temperature
     top_p = 1.0 if wishes.top_p is None else wishes.top_p
     return Sampling(

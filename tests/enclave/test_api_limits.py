@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from enclave_app.api.alpaca import GenerationConfig, PromptConfig
-from enclave_app.api.bodies import MOST_BYTES, Question
+from enclave_app.api.bodies import MOST_BYTES, MOST_FIELDS, Question
 from enclave_app.api.chat import Chat
 from enclave_app.api.completions import Text
+from enclave_app.engines.echo import ByteTokenizer
 from enclave_app.settings import Settings
 from tests.conftest import REPOSITORY
 from tests.kit.rooms import client_of, error_of, rooms_in
@@ -159,3 +160,90 @@ def test_the_page_names_every_field_and_its_examples_are_answered(tmp_path: Path
         for path, body in calls:
             answer = client.post(path, json=json.loads(body)) if body else client.get(path)
             assert answer.status_code == 200, answer.text
+
+
+ASKED = {"messages": [{"role": "user", "content": "x"}]}
+LISTS: list[tuple[str, str, dict[str, Any]]] = [
+    (CHAT, "stop[0]", ASKED | {"stop": [1] * 9}),
+    (CHAT, "tools[0]", ASKED | {"tools": [1] * 9}),
+    (CHAT, "modalities[0]", ASKED | {"modalities": [1] * 9}),
+    (CHAT, "messages[0]", {"messages": [1] * 9}),
+    (CHAT, "messages[0].content[0]", {"messages": [{"role": "user", "content": [1] * 9}]}),
+    (CHAT, "messages[0].tool_calls[0]", {"messages": [{"role": "user", "tool_calls": [1] * 9}]}),
+    (TEXT, "stop[0]", {"prompt": "x", "stop": [1] * 9}),
+    (TEXT, "prompt[0]", {"prompt": [{}] * 9}),
+    (TEXT, "prompt[0][0]", {"prompt": [["x"] * 9]}),
+]
+
+
+@pytest.mark.parametrize(("route", "first", "body"), LISTS)
+def test_of_a_long_list_of_faults_only_the_first_is_looked_for(
+    tmp_path: Path, route: str, first: str, body: dict[str, Any]
+) -> None:
+    """S-24: four million faults of one body were told apart for 87 s and in 4 GiB; nobody else was served."""
+    with client_of(rooms_in(tmp_path)) as client:
+        answer = client.post(route, json=body)
+        message = error_of(answer, 400, answer.json()["error"]["code"])
+    assert f'"{first}"' in message
+    assert "[1]" not in message
+
+
+@pytest.mark.parametrize("within", [{}, {"metadata": None}])
+def test_an_object_has_so_many_fields_and_no_more(tmp_path: Path, within: dict[str, Any]) -> None:
+    """S-24: each unknown field is a fault that is collected; what they hold does not matter."""
+    many = {f"x{at}": 1 for at in range(MOST_FIELDS + 1)}
+    body = ASKED | ({"metadata": many} if within else many)
+    with client_of(rooms_in(tmp_path)) as client:
+        error_of(client.post(CHAT, json=body), 400, "too_many_fields")
+        many.popitem()
+        client.post(CHAT, json=ASKED | {"metadata": many}).raise_for_status()
+
+
+class Counting(ByteTokenizer):
+    """Counts the characters that it reads."""
+
+    read = 0
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        self.read += len(text)
+        return super().__call__(text, add_special_tokens=add_special_tokens)
+
+
+@pytest.mark.parametrize(
+    ("route", "param", "body"),
+    [
+        (CHAT, "messages", lambda text: {"messages": [{"role": "user", "content": text}]}),
+        (TEXT, "prompt", lambda text: {"prompt": ["x", text]}),
+        (ALPACA, "prompt_config", lambda text: {"prompt_config": {"instruction": text}}),
+        (HOUSE, "input_text", lambda text: {"input_text": text}),
+    ],
+)
+def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_counted(
+    tmp_path: Path, route: str, param: str, body: Callable[[str], dict[str, Any]]
+) -> None:
+    """S-24: eight megabytes kept a tokenizer busy for 30 s, and six such requests all threads there are."""
+    words = Counting()
+    rooms = rooms_in(tmp_path, engine=SayingEngine(context=1000), tokenizer=words)
+    with client_of(rooms) as client:
+        answer = client.post(route, json=body("x" * 2000))
+        assert error_of(answer, 400, "context_length_exceeded")
+        assert answer.json()["error"]["param"] == param
+        assert words.read <= 1
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+    ],
+)
+def test_an_answer_held_to_a_schema_cannot_be_made_to_go_on_behind_its_end(
+    tmp_path: Path, held: dict[str, Any]
+) -> None:
+    """What comes after the JSON's end is held to nothing, so that the whole would be no JSON."""
+    with client_of(rooms_in(tmp_path, engine=SayingEngine("{}"))) as client:
+        client.post(CHAT, json=ASKED | held).raise_for_status()
+        error_of(
+            client.post(CHAT, json=ASKED | held | {"ignore_eos": True}), 400, "invalid_value", "ignore_eos"
+        )
