@@ -140,7 +140,8 @@ class Gateway:
         if kind == "http":
             started = time.monotonic()
             status = await self._route(scope, receive, send)
-            _log.info("%d %.1f ms", status, 1000 * (time.monotonic() - started))
+            milliseconds = round(1000 * (time.monotonic() - started), 1)
+            _log.info("answered", extra={"status": status, "milliseconds": milliseconds})
         elif kind == "lifespan":
             await self._live(scope, receive, send)
         elif kind == "websocket":

@@ -55,6 +55,7 @@ class Words:
     chat_template = None
     every = (*SHORT, *LONG)
     size = len(every)
+    longest = max(map(len, every))
     ends: frozenset[int] = frozenset()
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
