@@ -154,7 +154,9 @@ class Proxy:
         try:
             self._server = _Server(self, at)
         except OSError as error:
-            raise ValueError(f"{at.url} cannot be listened on: {error.strerror}") from error
+            raise ValueError(
+                f"{at.url} cannot be listened on: {error.strerror} (port 0 takes a free one)"
+            ) from error
         self.listening: Final = Listening(at.host, self._server.port)
         self.doorkeeper: Final = Doorkeeper(self.listening, self.token)
         self.departures: Final = Departures()
