@@ -40,6 +40,7 @@ examples:
   blindbox verify http://203.0.113.7:80
   blindbox proxy http://203.0.113.7:80
   blindbox ui http://203.0.113.7:80
+  blindbox top http://203.0.113.7:80
 """
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Final
+from urllib.parse import urlsplit
 
 from ..printable import plain
 
@@ -31,7 +33,7 @@ def status_of(error: Exception) -> tuple[int, str]:
     if isinstance(error, ValueError):  # the URL; some of them are RequestExceptions too
         return USAGE, why
     if isinstance(error, RequestException):
-        return UNREACHABLE, f"not reached: {_brief(error)}"
+        return UNREACHABLE, f"not reached: {_asked(error)}{_brief(error)}"
     if isinstance(error, OSError):
         return USAGE, f"{error.filename or 'file'}: {error.strerror or error}"
     raise error
@@ -44,6 +46,12 @@ def complain(message: str, status: int) -> int:
     return status
 
 
+def _asked(error: Exception) -> str:
+    """Who was asked: the machine, or a vendor on the way to its proof."""
+    asked = urlsplit(getattr(getattr(error, "request", None), "url", None) or "")
+    return plain(f"{asked.scheme}://{asked.netloc.rpartition('@')[2]}: ") if asked.netloc else ""
+
+
 def _brief(error: BaseException) -> str:
     """The first sentence of what the network layers tell."""
     from requests.exceptions import SSLError
@@ -51,4 +59,5 @@ def _brief(error: BaseException) -> str:
     if isinstance(error, SSLError) and "WRONG_VERSION_NUMBER" in str(error):
         return "it does not speak TLS at this port; did you mean http://?"
     reason = getattr(error.args[0], "reason", None) if error.args else None
-    return str(reason or error).rpartition(": ")[2] or type(error).__name__
+    why = str(reason or error).rpartition(": ")[2]
+    return re.sub(r"^\[Errno -?\d+\] ", "", why) or type(error).__name__

@@ -143,7 +143,9 @@ class _Refusal(ThreadingHTTPServer):
         try:
             super().__init__((at.host, at.port), _Handler)
         except OSError as error:
-            raise ValueError(f"{at.url} cannot be listened on: {error.strerror}") from error
+            raise ValueError(
+                f"{at.url} cannot be listened on: {error.strerror} (port 0 takes a free one)"
+            ) from error
         listening = Listening(at.host, self.server_port)
         self.token = secrets.token_urlsafe(24)
         self.url = listening.url
