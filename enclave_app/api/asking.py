@@ -29,7 +29,10 @@ class PromptReader:
         self._tokens = card.room if card.context is None else min(card.context, card.room)
         self._param = param
         self.chat_template = self._words.chat_template
-        self.apply_chat_template = self._words.apply_chat_template
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **how: Any) -> Any:
+        """As the tokenizer renders it."""
+        return self._words.apply_chat_template(conversation, **how)
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
         if len(text) > self._tokens * self._words.longest:
