@@ -312,7 +312,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "export":
             from .engines.export import export
 
-            folder = export(Model.at(chosen.folder), chosen.weights, [chosen.exports_dir])
+            model = Model.at(chosen.folder.resolve())  # the work is done by a process that stands elsewhere
+            folder = export(model, chosen.weights, [chosen.exports_dir.resolve()])
         else:
             if not _COMMIT.fullmatch(chosen.revision):
                 parser.error(
@@ -327,4 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # As the module it is for others: run by `-m`, it would be a second one, whose errors nobody else knows.
+    from enclave_app.models import main as command
+
+    sys.exit(command())

@@ -132,6 +132,14 @@ def test_an_architecture_that_cannot_be_exported_is_named_with_the_way_out(
     assert "Preparing model for this machine (once): exporting …" in capfd.readouterr().err
     assert list((tmp_path / "exports").glob("[!.]*")) == []
     assert [path for path in (tmp_path / "exports").iterdir() if path.is_dir()] == []
+    # The command says the same, and of a path as people type it.
+    ended = subprocess.run(
+        [sys.executable, "-m", "enclave_app.models", "export", "model", "exports"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "reformer" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 # --- once, whole or not at all; the writer is a fast one ----------------------------------------------
