@@ -24,7 +24,6 @@ import os
 import queue
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -36,7 +35,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
 from .. import pipe
-from ..models import Model, UnusableModel, keep_from_hub
+from ..child import running
+from ..models import Model, UnusableModel
 from ..settings import Settings
 
 Weights = Literal["int8", "bf16", "int4"]
@@ -46,10 +46,6 @@ STAGES: Final = ("reading weights", "exporting", "compressing", "writing")
 _FORMAT: Final = 1  # of the folder; another one is made again
 _EXPORTERS: Final = ("torch", "transformers", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
 _LONGEST_MANIFEST: Final = 1 << 20
-_PACKAGES: Final = str(Path(__file__).resolve().parents[2])
-_START: Final = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from enclave_app.engines.export_child import main; main()"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +319,8 @@ def _sync(path: Path) -> None:
 def _by_a_child(job: Job) -> None:
     """Have a process do it, and show where it is."""
     told = {"folder": str(job.folder), "destination": str(job.destination), "weights": job.weights}
-    with tempfile.TemporaryDirectory(prefix="blindbox-export-") as home, _child(home) as child:
+    program = "enclave_app.engines.export_child"
+    with tempfile.TemporaryDirectory(prefix="blindbox-export-") as home, running(program, home) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         heard: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -356,35 +353,6 @@ def _listen(
             heard.put(pipe.receive(up))
     except (pipe.PipeClosed, OSError, ValueError):
         heard.put(None)
-
-
-@contextlib.contextmanager
-def _child(home: str) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": home,
-        "TMPDIR": home,
-        "LANG": "C.UTF-8",
-    }
-    keep_from_hub(environment)
-    child = subprocess.Popen(  # noqa: S603 - our own interpreter, our own code
-        [sys.executable, "-I", "-c", _START, _PACKAGES],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        cwd=home,
-        close_fds=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-        for end in (child.stdin, child.stdout):
-            if end is not None:
-                with contextlib.suppress(OSError):
-                    end.close()
 
 
 @contextlib.contextmanager

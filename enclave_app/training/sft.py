@@ -8,30 +8,22 @@ Nothing heavy is imported here: see `sft_child.py` and `lesson.py` for the other
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import queue
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from .. import pipe
+from ..child import running
 from ..datasets import Pairs
 from ..engines.adapter import Adapter, Manifest
-from ..models import Model, keep_from_hub
+from ..models import Model
 from ..settings import MALLOC_TUNABLES
 from . import Progress, Recipe, Trained, TrainingFailed, Unlearnable
-
-_PACKAGES = str(Path(__file__).resolve().parents[2])
-_START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from enclave_app.training.sft_child import main; main()"
-)
 
 
 class SftTrainer:
@@ -46,7 +38,8 @@ class SftTrainer:
         yield Progress("loading")
         scratch = tempfile.mkdtemp(prefix="blindbox-training-")
         try:
-            with _running(scratch) as child:
+            program = "enclave_app.training.sft_child"
+            with running(program, scratch, GLIBC_TUNABLES=MALLOC_TUNABLES) as child:
                 job = {
                     "folder": str(self._model.folder),
                     "device": self._device,
@@ -89,36 +82,6 @@ class SftTrainer:
             weights_sha256=message["weights_sha256"],
         )
         return Trained(Adapter(manifest, weights), message["report"])
-
-
-@contextlib.contextmanager
-def _running(scratch: str) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": scratch,
-        "TMPDIR": scratch,
-        "LANG": "C.UTF-8",
-    }
-    environment["GLIBC_TUNABLES"] = MALLOC_TUNABLES
-    keep_from_hub(environment)
-    child = subprocess.Popen(  # noqa: S603 - our own interpreter, our own code
-        [sys.executable, "-I", "-c", _START, _PACKAGES],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a library's complaint may quote a row
-        env=environment,
-        cwd=scratch,
-        close_fds=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-        for end in (child.stdin, child.stdout):
-            if end is not None:
-                with contextlib.suppress(OSError):
-                    end.close()
 
 
 def _conversation(

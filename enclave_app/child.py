@@ -1,0 +1,57 @@
+"""
+A process of our own for one piece of heavy work, spoken to through pipes (`pipe.py`).
+
+It sees nothing of this process's environment, prints nowhere, and never outlives whoever started it. Which
+program it is and what is said is told in `training/sft.py` and `engines/export.py`. (Engines stay and serve:
+`engines/worker.py` starts those.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from .models import keep_from_hub
+
+_PACKAGES: Final = str(Path(__file__).resolve().parents[1])
+
+
+@contextlib.contextmanager
+def running(module: str, home: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """
+    `main()` of a module, with `home` to write in and `variables` besides what every child sees.
+
+    It is killed when the block ends.
+    """
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": home,
+        "TMPDIR": home,
+        "LANG": "C.UTF-8",
+        **variables,
+    }
+    keep_from_hub(environment)
+    start = f"import sys; sys.path.insert(0, sys.argv[1]); from {module} import main; main()"
+    child = subprocess.Popen(  # noqa: S603 - our own interpreter, our own code
+        [sys.executable, "-I", "-c", start, _PACKAGES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a library's complaint may quote a row
+        env=environment,
+        cwd=home,
+        close_fds=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        for end in (child.stdin, child.stdout):
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.close()
