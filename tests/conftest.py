@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -17,3 +18,29 @@ def vectors() -> Path:
     if not (folder / "MANIFEST.md").is_file():
         pytest.skip(f"no attestation vectors in {folder} (set BLINDBOX_VECTORS)")
     return folder
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None)
+
+
+@pytest.fixture(scope="session")
+def first_signal_stack() -> _SignalStack:
+    """Where this thread's signals are handled when the first test begins (sigaltstack(2))."""
+    stack = _SignalStack()
+    _libc.sigaltstack(None, ctypes.byref(stack))
+    return stack
+
+
+@pytest.fixture(autouse=True)
+def signal_stack(first_signal_stack: _SignalStack) -> None:
+    """
+    Give this thread back the stack for signals that it had.
+
+    OpenVINO's processor plugin brings one of its own and, where several engines were open in one process, may
+    leave behind one that it has freed. The next signal, a test's Ctrl-C much later, would end the process.
+    """
+    _libc.sigaltstack(ctypes.byref(first_signal_stack), None)

@@ -14,6 +14,7 @@ import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -319,6 +320,12 @@ def context(folder: Path) -> int | None:
     return None
 
 
+@cache
+def _core() -> ov.Core:
+    # One, for ever: each gives its thread a stack for signals, and an older one's death leaves that dangling.
+    return ov.Core()
+
+
 def _arithmetic(precision: Precision) -> tuple[str, dict[str, str]]:
     if precision == "full":
         return "f32", {
@@ -327,7 +334,7 @@ def _arithmetic(precision: Precision) -> tuple[str, dict[str, str]]:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         }
     # The library's own choice, an 8-bit cache, turns close decisions of small models.
-    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     kv_type = "bf16" if "BF16" in able else "f16"
     return kv_type, {"KV_CACHE_PRECISION": kv_type}
 
