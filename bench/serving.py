@@ -336,6 +336,7 @@ def main() -> None:
     """Measure, print, plot."""
     options = _arguments()
     warnings.simplefilter("ignore", blindbox.UnsafeSimulationWarning)
+    options.model = options.model.resolve()  # the enclave is told of no other
     say(f"{options.model.name}, {options.weights} weights for OpenVINO; {os.cpu_count()} cores.")
     limits = _limits(options.model)
     contenders: list[Contender] = []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT = Path(__file__).resolve().parent.parent
+EXPORTED = ROOT / ".cache" / "exported"  # where bench/serving.py looks
 WORDS = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
 
 SHAPES: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
@@ -111,7 +112,7 @@ def ready(name: str, weights: Any, cache: Path, say: Callable[[str], None] = lam
     begun = time.perf_counter()
     folder = model(name, cache)
     say(f"{name} is written after {time.perf_counter() - begun:.0f} s.")
-    made = export(Model.at(folder), weights, [cache / "exported"])
+    made = export(Model.at(folder), weights, [EXPORTED])
     size = sum(path.stat().st_size for path in made.iterdir())
     say(f"{made} ({size >> 20} MiB) is ready after {time.perf_counter() - begun:.0f} s.")
     return made
