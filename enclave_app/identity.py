@@ -2,9 +2,9 @@
 Who this enclave is: its boot id, its keys, what has been proved about them, and what has been said to them
 already.
 
-SPEC §3 (keys), §2 (documents), §5.3 and §5.4 (what is live, what was seen). Everything here lives in memory
-and dies with the process; nothing gives a private key away. How a sealed message is opened is
-`channel/ohttp.py`, what is answered is `gateway.py`.
+SPEC §3 (keys), §2 (documents), §5.3 and §5.4 (what is live, what was seen), §8 (what is signed). Everything
+here lives in memory and dies with the process; nothing gives a private key away. How a sealed message is
+opened is `channel/ohttp.py`, what is answered is `gateway.py`.
 
 The host controls the clock. It decides when a key is renewed and which times a document states, both of which
 the client checks with a clock of its own. No replay check asks what time it is.
@@ -28,6 +28,7 @@ from blindbox_attestation.channel.hpke import X25519, X_WING, PrivateKey
 from blindbox_attestation.channel.ohttp import KeyConfig, encode_key_configs
 from blindbox_attestation.errors import SealingError
 from blindbox_attestation.evidence import CACHED, FRESH, NONCE_SIZE, PROFILE, AttestationDocument, Transcript
+from blindbox_attestation.receipt import SigningKey
 
 from .quoting import Quoter
 
@@ -97,7 +98,9 @@ class Identity:
     The enclave's keys and memory.
 
     `clock` gives Unix seconds, `monotonic` seconds that a host cannot wind back; `new_key` makes a private
-    key of a KEM. Every method may be called from any thread; none but `document` and `fetch` waits.
+    key of a KEM, `new_signing_key` the one for receipts, which lives as long as the boot: a receipt is judged
+    years later, when no message to open is left. Every method may be called from any thread; none but
+    `document`, `fetch` and `document_to_keep` waits.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Identity:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         new_key: Callable[[int], PrivateKey] = PrivateKey.generate,
+        new_signing_key: Callable[[], SigningKey] = SigningKey.generate,
         tls_spki_sha256: bytes = b"",
         seen_per_key: int = 1 << 19,
         live_evidence: int = 1 << 16,
@@ -119,6 +123,7 @@ class Identity:
         self._clock = clock
         self._monotonic = monotonic
         self._new_key = new_key
+        self._signing_key = new_signing_key()
         self._tls_spki_sha256 = tls_spki_sha256
         self._seen_per_key = seen_per_key
         self._live_evidence = live_evidence
@@ -147,6 +152,20 @@ class Identity:
     def key_config(self) -> bytes:
         """The configuration that is advertised now, as the bytes that are attested."""
         return self._current().key_config
+
+    @property
+    def receipt_key(self) -> bytes:
+        """What verifies this boot's receipts; it is in the transcript of every document."""
+        return self._signing_key.public_bytes
+
+    @property
+    def now(self) -> int:
+        """Unix seconds of the enclave's clock, the one by which its documents are dated."""
+        return int(self._clock())
+
+    def sign_receipt(self, receipt: bytes) -> bytes:
+        """Sign a receipt of this enclave's own making (SPEC §8). No bytes that a caller chose come here."""
+        return self._signing_key.sign(receipt)
 
     def opening_keys(self) -> Mapping[int, PrivateKey]:
         """Every key that may still open, by its id."""
@@ -288,6 +307,19 @@ class Identity:
                 generation.cached = (cached, now)
             return cached
 
+    def document_to_keep(self) -> bytes:
+        """
+        A new document of form 2, to be kept beside what this boot signs. Waits for a quote.
+
+        New each time, for some policies ask how old evidence was when it was used. It opens no doors: a
+        client that is shown it proves again.
+        """
+        generation = self._current()
+        now = self.now
+        return self._prove(
+            generation, b"", CACHED, now, min(now + CACHED_FOR, generation.not_after), live=False
+        )
+
     async def fetch(self, nonce: bytes | None) -> bytes:
         """
         `document`, off the event loop and within the limits; raises `QuotesBusy`. Form 2 comes from memory.
@@ -306,7 +338,14 @@ class Identity:
         return document if 0 <= self._clock() - made < seconds else None
 
     def _prove(
-        self, generation: _Generation, nonce: bytes, form: int, not_before: int, not_after: int
+        self,
+        generation: _Generation,
+        nonce: bytes,
+        form: int,
+        not_before: int,
+        not_after: int,
+        *,
+        live: bool = True,
     ) -> bytes:
         platform = self.platform
         transcript = Transcript(
@@ -319,10 +358,20 @@ class Identity:
             config_digest=self._config_digest,
             profile=PROFILE,
             tls_spki_sha256=self._tls_spki_sha256,
+            receipt_key=self.receipt_key,
         )
         told = transcript_bytes(platform, transcript)
         quote = self._quoter.quote(Bound.of(told, transcript))
-        proved = evidence_id(told, quote.evidence)
+        if live:
+            self._remember(generation, form, evidence_id(told, quote.evidence))
+        return AttestationDocument(
+            platform=platform,
+            transcript=transcript,
+            evidence=quote.evidence,
+            endorsements=dict(quote.endorsements),
+        ).encode()
+
+    def _remember(self, generation: _Generation, form: int, proved: bytes) -> None:
         with self._lock:
             if form == CACHED:  # apart, so that strangers who ask for fresh proofs cannot push it out
                 generation.cached_evidence.append(proved)
@@ -331,12 +380,6 @@ class Identity:
                 self._evidence.move_to_end(proved)
                 while len(self._evidence) > self._live_evidence:
                     self._evidence.popitem(last=False)
-        return AttestationDocument(
-            platform=platform,
-            transcript=transcript,
-            evidence=quote.evidence,
-            endorsements=dict(quote.endorsements),
-        ).encode()
 
 
 class _Line:

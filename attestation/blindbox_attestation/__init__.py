@@ -13,27 +13,32 @@ from .errors import (
     AttestationError,
     BlindBoxError,
     DebugAllowed,
+    ForgedReceipt,
     InvalidPolicy,
     MalformedEvidence,
     MalformedMessage,
     MeasurementMismatch,
     PlatformNotAccepted,
     PolicyRefused,
+    ReceiptMismatch,
+    ReceiptRefused,
     RevokedEvidence,
     SealingError,
     TcbTooOld,
     TruncatedMessage,
     UnboundKey,
+    UnreadableReceipt,
     UntrustedEvidence,
 )
 from .gcp.policy import GcpPolicy
 from .nitro.policy import NitroPolicy
 from .policy import AllOf, AnyOf, Policy
+from .receipt import Receipt, VerifiedReceipt, verify_receipt
 from .simulated import UnsafeSimulatedPolicy, UnsafeSimulationWarning
 from .snp.policy import MilanWarning, SnpPolicy
 from .snp.tcb import Tcb
 from .tdx.policy import TdxPolicy
-from .verify import Step, Verified, verify
+from .verify import Step, Verified, verify, verify_kept
 from .vtpm.boot import EventRule, MeasuredBoot
 from .vtpm.policy import TpmPolicy
 
@@ -46,6 +51,7 @@ __all__ = [
     "BlindBoxError",
     "DebugAllowed",
     "EventRule",
+    "ForgedReceipt",
     "GcpPolicy",
     "InvalidPolicy",
     "MalformedEvidence",
@@ -57,6 +63,9 @@ __all__ = [
     "PlatformNotAccepted",
     "Policy",
     "PolicyRefused",
+    "Receipt",
+    "ReceiptMismatch",
+    "ReceiptRefused",
     "RevokedEvidence",
     "SealingError",
     "SnpPolicy",
@@ -67,9 +76,13 @@ __all__ = [
     "TpmPolicy",
     "TruncatedMessage",
     "UnboundKey",
+    "UnreadableReceipt",
     "UnsafeSimulatedPolicy",
     "UnsafeSimulationWarning",
     "UntrustedEvidence",
     "Verified",
+    "VerifiedReceipt",
     "verify",
+    "verify_kept",
+    "verify_receipt",
 ]

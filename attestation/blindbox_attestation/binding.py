@@ -39,7 +39,12 @@ def same(one: bytes, other: bytes) -> bool:
 
 
 def transcript_bytes(platform: str, transcript: Transcript) -> bytes:
-    """T: every field with its length before it, so that no two transcripts share their bytes."""
+    """
+    T: every field with its length before it, so that no two transcripts share their bytes.
+
+    A receipt key stands last, and only where there is one. Every length before it is known, so the bytes
+    either end there or go on with exactly this field.
+    """
     return b"".join(
         (
             _TRANSCRIPT_LABEL,
@@ -53,6 +58,7 @@ def transcript_bytes(platform: str, transcript: Transcript) -> bytes:
             _length_value(transcript.config_digest),
             _length_value(transcript.profile.encode("ascii")),
             _length_value(transcript.tls_spki_sha256),
+            _length_value(transcript.receipt_key) if transcript.receipt_key else b"",
         )
     )
 

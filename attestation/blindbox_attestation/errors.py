@@ -12,12 +12,17 @@ BlindBoxError
 │       ├── TcbTooOld             firmware or microcode below the floor
 │       ├── DebugAllowed          the host could read the guest's memory
 │       └── PlatformNotAccepted   the policy does not name this platform or family
+├── ReceiptRefused             a training receipt does not hold, though its machine may be genuine
+│   ├── UnreadableReceipt      it breaks its format
+│   ├── ForgedReceipt          the machine it brings along did not sign it
+│   └── ReceiptMismatch        it holds, and is about another file than the one at hand
 ├── InvalidPolicy              a policy that could not mean what it says
 └── SealingError               a sealed message was altered, cut short, or meant for another key
     ├── MalformedMessage       a sealed or binary message breaks its format
     └── TruncatedMessage       it ended before its authenticated end
 
-Every `AttestationError` carries a stable `code` (listed in SPEC.md §4) and the steps passed before it.
+Every `AttestationError` carries a stable `code` (listed in SPEC.md §4) and the steps passed before it, every
+`ReceiptRefused` a code of SPEC.md §8.
 Messages may hold measurements, versions and fingerprints; never a prompt, an answer, a key or a token.
 """
 
@@ -102,6 +107,40 @@ class PlatformNotAccepted(PolicyRefused):
     """The policy does not name this platform, or this processor family."""
 
     code = "platform-not-accepted"
+
+
+class ReceiptRefused(BlindBoxError):
+    """
+    A training receipt does not hold. Its machine may be genuine: what is wrong with that is an
+    `AttestationError`.
+
+    `code` names the reason in one stable word.
+    """
+
+    code: str = "receipt"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class UnreadableReceipt(ReceiptRefused, ValueError):
+    """The receipt breaks its format."""
+
+    code = "malformed-receipt"
+
+
+class ForgedReceipt(ReceiptRefused):
+    """The machine whose document came with the receipt did not sign it."""
+
+    code = "bad-receipt-signature"
+
+
+class ReceiptMismatch(ReceiptRefused):
+    """The receipt holds, and is about another file than the one at hand."""
+
+    code = "adapter-mismatch"
 
 
 class InvalidPolicy(BlindBoxError, ValueError):

@@ -26,6 +26,7 @@ NONCE_SIZE: Final = 32
 BOOT_ID_SIZE: Final = 16
 CONFIG_DIGEST_SIZE: Final = 48
 SPKI_DIGEST_SIZE: Final = 32
+RECEIPT_KEY_SIZE: Final = 32
 
 FRESH: Final = 1  # with the caller's nonce
 CACHED: Final = 2  # without one
@@ -60,6 +61,7 @@ _TRANSCRIPT_KEYS = (
     "profile",
     "tls_spki_sha256",
 )
+_TRANSCRIPT_OPTIONAL = ("receipt_key",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Transcript:
     config_digest: bytes  # 48 bytes, SHA-384 of the run-time settings
     profile: str
     tls_spki_sha256: bytes  # 32 bytes, or none
+    receipt_key: bytes = b""  # 32 bytes, Ed25519: it signs receipts (SPEC §8). Or none
 
     def __post_init__(self) -> None:
         if self.profile != PROFILE:
@@ -90,6 +93,7 @@ class Transcript:
         _size("boot_id", self.boot_id, BOOT_ID_SIZE)
         _size("config_digest", self.config_digest, CONFIG_DIGEST_SIZE)
         _size("tls_spki_sha256", self.tls_spki_sha256, SPKI_DIGEST_SIZE, 0)
+        _size("receipt_key", self.receipt_key, RECEIPT_KEY_SIZE, 0)
         for name, value in (("not_before", self.not_before), ("not_after", self.not_after)):
             _wrong_unless(0 <= value <= _LAST_SECOND, f"{name} is {value}, which is no time")
 
@@ -133,7 +137,13 @@ class AttestationDocument:
         if version != VERSION:
             raise strict_json.JsonRefused(f"version {version}, expected {VERSION}", "unsupported-version")
         strict_json.fields(document, "the document", _DOCUMENT_KEYS)
-        told = strict_json.fields(document["transcript"], "transcript", _TRANSCRIPT_KEYS)
+        told = strict_json.fields(
+            document["transcript"], "transcript", _TRANSCRIPT_KEYS, _TRANSCRIPT_OPTIONAL
+        )
+        if told.get("receipt_key") == "":
+            raise strict_json.JsonRefused(
+                "receipt_key is empty; a machine without one leaves it out", "wrong-type"
+            )
         endorsements = strict_json.fields(document["endorsements"], "endorsements", (), ENDORSEMENTS)
         transcript = Transcript(
             key_config=strict_json.from_base64(told["key_config"], "key_config"),
@@ -145,6 +155,7 @@ class AttestationDocument:
             config_digest=strict_json.from_base64(told["config_digest"], "config_digest"),
             profile=strict_json.text(told["profile"], "profile"),
             tls_spki_sha256=strict_json.from_base64(told["tls_spki_sha256"], "tls_spki_sha256"),
+            receipt_key=strict_json.from_base64(told.get("receipt_key", ""), "receipt_key"),
         )
         return cls(
             platform=strict_json.text(document["platform"], "platform"),
@@ -174,6 +185,7 @@ class AttestationDocument:
                     "config_digest": base64(told.config_digest),
                     "profile": told.profile,
                     "tls_spki_sha256": base64(told.tls_spki_sha256),
+                    **({"receipt_key": base64(told.receipt_key)} if told.receipt_key else {}),
                 },
                 "evidence": base64(self.evidence),
                 "endorsements": {name: base64(value) for name, value in self.endorsements.items()},

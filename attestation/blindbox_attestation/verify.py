@@ -21,7 +21,7 @@ from .simulated import UnsafeSimulatedPolicy
 from .steps import Check, Outcome, Step
 from .walk import Finding, Walk, moment
 
-__all__ = ["AnyPolicy", "Check", "Step", "Verified", "appraise", "verify"]
+__all__ = ["AnyPolicy", "Check", "Step", "Verified", "appraise", "verify", "verify_kept"]
 
 AnyPolicy: TypeAlias = Policy | AnyOf | AllOf | UnsafeSimulatedPolicy
 """What may be asked of a machine."""
@@ -48,6 +48,7 @@ class Verified:
     config_digest: bytes  # 48 bytes
     profile: str
     tls_spki_sha256: bytes  # 32 bytes, or none
+    receipt_key: bytes  # 32 bytes, or none: what it signs is said in receipt.py
     not_before: datetime
     not_after: datetime
     verified_at: datetime
@@ -77,15 +78,41 @@ def verify(
     both are verified alike. Returns what was proved. Raises `AttestationError` at the first step that
     fails, with a `code`, and with the steps so far.
     """
-    if not isinstance(policy, Policy | AnyOf | AllOf | UnsafeSimulatedPolicy):
-        raise InvalidPolicy(f"a policy is needed to verify anything; this is a {type(policy).__name__}")
+    _check_policy(policy)
     if len(nonce) not in (0, NONCE_SIZE):
         raise ValueError(f"a nonce has {NONCE_SIZE} bytes, or none for the cached form; not {len(nonce)}")
-    if now.tzinfo is None:
-        raise ValueError("now must say its time zone")
-    now = now.astimezone(UTC)
-    question = _Question(nonce, now, policy.accept_cached, policy.clock_skew)
+    question = _Question(nonce, _utc(now, "now"), policy.accept_cached, policy.clock_skew)
     return _judged(document, policy, question, collateral or {})
+
+
+def verify_kept(
+    document: bytes,
+    policy: AnyPolicy,
+    *,
+    at: datetime,
+    collateral: Mapping[str, bytes] | None = None,
+) -> Verified:
+    """
+    Prove who the machine was that left `document` beside something it had signed at `at` (SPEC §8).
+
+    As `verify`, for the cached form, which is taken whether or not the policy accepts it for calls: there a
+    nonce keeps an old machine from answering for today's, and here nobody asks. Whoever reads was not there
+    when it was signed, so no nonce could be theirs; what ties both together is the key in the transcript.
+    """
+    _check_policy(policy)
+    question = _Question(b"", _utc(at, "at"), True, policy.clock_skew)
+    return _judged(document, policy, question, collateral or {})
+
+
+def _check_policy(policy: object) -> None:
+    if not isinstance(policy, Policy | AnyOf | AllOf | UnsafeSimulatedPolicy):
+        raise InvalidPolicy(f"a policy is needed to verify anything; this is a {type(policy).__name__}")
+
+
+def _utc(time: datetime, name: str) -> datetime:
+    if time.tzinfo is None:
+        raise ValueError(f"{name} must say its time zone")
+    return time.astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +180,7 @@ def _verify(
         config_digest=told.config_digest,
         profile=told.profile,
         tls_spki_sha256=told.tls_spki_sha256,
+        receipt_key=told.receipt_key,
         not_before=_time(told.not_before),
         not_after=_time(told.not_after),
         verified_at=now,

@@ -33,6 +33,7 @@ transcripts = st.builds(
     config_digest=st.binary(min_size=48, max_size=48),
     profile=st.just("blindbox/1"),
     tls_spki_sha256=st.just(b"") | st.binary(min_size=32, max_size=32),
+    receipt_key=st.just(b"") | st.binary(min_size=32, max_size=32),
 )
 documents = st.builds(
     AttestationDocument,
@@ -197,6 +198,10 @@ WRONG: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d["transcript"].update(boot_id=b64encode(bytes(15)).decode()), "wrong-type"),
     (lambda d: d["transcript"].update(config_digest=b64encode(bytes(32)).decode()), "wrong-type"),
     (lambda d: d["transcript"].update(tls_spki_sha256=b64encode(bytes(31)).decode()), "wrong-type"),
+    (lambda d: d["transcript"].update(receipt_key=""), "wrong-type"),
+    (lambda d: d["transcript"].update(receipt_key=None), "wrong-type"),
+    (lambda d: d["transcript"].update(receipt_key=b64encode(bytes(31)).decode()), "wrong-type"),
+    (lambda d: d["transcript"].update(receipt_key=b64encode(bytes(33)).decode()), "wrong-type"),
     (lambda d: d["transcript"].update(not_before=-1), "wrong-type"),
     (lambda d: d["transcript"].update(not_after=253402300800), "wrong-type"),
     (lambda d: d["transcript"].update(not_after="1780003600"), "wrong-type"),
@@ -281,6 +286,7 @@ def test_a_document_does_not_change_when_the_mapping_it_was_made_from_does() -> 
         {"boot_id": bytes(15)},
         {"config_digest": bytes(47)},
         {"tls_spki_sha256": bytes(31)},
+        {"receipt_key": bytes(31)},
     ],
 )
 def test_no_transcript_is_made_of_what_none_would_be_read_from(change: dict[str, Any]) -> None:

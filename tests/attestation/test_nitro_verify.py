@@ -48,6 +48,7 @@ def test_an_honest_document_proves_its_key() -> None:
         {"not_before": TRANSCRIPT.not_before - 1},
         {"boot_id": bytes(16)},
         {"config_digest": bytes(48)},
+        {"receipt_key": bytes(32)},
         {"tls_spki_sha256": bytes(32)},
         {"nonce": bytes(32)},
     ],

@@ -61,6 +61,7 @@ def test_a_genuine_quote_for_another_key_or_question_is_refused() -> None:
         {"nonce": bytes(32)},
         {"boot_id": bytes(16)},
         {"config_digest": bytes(48)},
+        {"receipt_key": bytes(32)},
         {"tls_spki_sha256": bytes(32)},
     ):
         lie = INTEL.document(

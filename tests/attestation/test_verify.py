@@ -57,7 +57,7 @@ def refusal(
 
 
 def test_what_is_proved_is_what_the_chip_signed_for() -> None:
-    document = AMD.document(KEY_CONFIG, NONCE, tls_spki_sha256=b"\x05" * 32)
+    document = AMD.document(KEY_CONFIG, NONCE, tls_spki_sha256=b"\x05" * 32, receipt_key=b"\x06" * 32)
     claimed = AttestationDocument.parse(document)
     proved = judged(document)
     told = claimed.transcript
@@ -67,6 +67,7 @@ def test_what_is_proved_is_what_the_chip_signed_for() -> None:
     assert proved.evidence_id == evidence_id(transcript_bytes("sev-snp", told), claimed.evidence)
     assert proved.boot_id == bytes(range(16))
     assert (proved.config_digest, proved.tls_spki_sha256) == (told.config_digest, b"\x05" * 32)
+    assert proved.receipt_key == told.receipt_key == b"\x06" * 32
     assert (proved.not_before, proved.not_after) == (
         NOON - timedelta(seconds=60),
         NOON + timedelta(seconds=86340),
@@ -189,6 +190,7 @@ CHANGED: dict[str, Any] = {
     "boot_id": b"\x01" * 16,
     "config_digest": b"\x01" * 48,
     "tls_spki_sha256": b"\x01" * 32,
+    "receipt_key": b"\x01" * 32,
 }
 
 
@@ -237,6 +239,8 @@ def test_no_two_transcripts_share_their_bytes() -> None:
         transcript_bytes("sev-snp", replace(one, key_config=KEY_CONFIG + NONCE, nonce=b"", form=2)),
         transcript_bytes("sev-snp", replace(one, not_before=one.not_after, not_after=one.not_before)),
         transcript_bytes("sev-snp", replace(one, nonce=b"", form=2)),
+        transcript_bytes("sev-snp", replace(one, tls_spki_sha256=b"\x01" * 32)),
+        transcript_bytes("sev-snp", replace(one, receipt_key=b"\x01" * 32)),
     ]
     assert len({binding(transcript) for transcript in moved}) == len(moved)
     assert {len(binding(transcript)) for transcript in moved} == {48}
@@ -256,6 +260,8 @@ def test_the_binding_is_computed_as_the_specification_says() -> None:
         + lv(one.config_digest) + lv(b"blindbox/1") + lv(b"")
     )  # fmt: skip
     assert transcript_bytes("sev-snp", one) == transcript
+    signing = replace(one, receipt_key=b"\x09" * 32)
+    assert transcript_bytes("sev-snp", signing) == transcript + lv(b"\x09" * 32)
     assert report_data(binding(transcript)) == hashlib.sha384(transcript).digest() + bytes(16)
     named = hashlib.sha384(b"blindbox/evidence-id/v1\x00" + lv(transcript) + lv(b"report")).digest()
     assert evidence_id(transcript, b"report") == named

@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 
 from blindbox_attestation import UnsafeSimulatedPolicy, UnsafeSimulationWarning, verify
-from blindbox_attestation.binding import Bound
+from blindbox_attestation.binding import Bound, evidence_id, transcript_bytes
 from blindbox_attestation.channel import ohttp
 from blindbox_attestation.channel.hpke import X25519, X_WING, PrivateKey
-from blindbox_attestation.evidence import AttestationDocument
+from blindbox_attestation.evidence import CACHED, AttestationDocument
+from blindbox_attestation.receipt import SigningKey
 from enclave_app.gateway import Gateway
 from enclave_app.identity import (
     CACHED_FOR,
+    CACHED_KEPT,
     GRACE,
     LIFE,
     MARGIN,
@@ -70,6 +72,7 @@ def test_two_boots_have_nothing_in_common() -> None:
     one, two = make_identity(), make_identity()
     assert one.boot_id != two.boot_id
     assert one.key_config != two.key_config
+    assert one.receipt_key != two.receipt_key
     assert len(one.boot_id) == 16
     assert one.authority == one.boot_id.hex()
 
@@ -91,6 +94,42 @@ def test_the_whole_offer_is_what_is_attested(identity: Identity) -> None:
     assert document.transcript.nonce == nonce
     assert document.transcript.profile == "blindbox/1"
     assert document.transcript.boot_id == identity.boot_id
+
+
+def test_the_key_for_receipts_is_in_every_document_and_outlives_the_others(
+    identity: Identity, clock: Clock
+) -> None:
+    """One for the whole boot: a receipt is about a training that may take longer than a key to open with."""
+    told = set()
+    for _ in range(3):
+        for document in (identity.document(bytes(32)), identity.document(None), identity.document_to_keep()):
+            told.add(AttestationDocument.parse(document).transcript.receipt_key)
+        clock.forward(LIFE)
+    assert told == {identity.receipt_key}
+    assert len(identity.receipt_key) == 32
+
+
+def test_a_document_to_keep_is_new_each_time_and_opens_no_door(identity: Identity, clock: Clock) -> None:
+    """S-1: who holds a receipt holds its document; a request that names it is told to prove again."""
+    served = identity.document(None)
+    proved = evidence_id_of(served)
+    kept = []
+    for _ in range(CACHED_KEPT + 5):  # more than there is room for
+        clock.forward(1)
+        kept.append(identity.document_to_keep())
+    key_id = min(key_ids(identity))
+    assert len(set(kept)) == len(kept)
+    assert served not in kept
+    assert identity.is_live(key_id, proved)
+    assert not any(identity.is_live(key_id, evidence_id_of(document)) for document in kept)
+    told = AttestationDocument.parse(kept[-1]).transcript
+    assert (told.form, told.nonce, told.not_before) == (CACHED, b"", int(clock.now))
+    assert told.not_after - told.not_before == CACHED_FOR
+
+
+def evidence_id_of(document: bytes) -> bytes:
+    claimed = AttestationDocument.parse(document)
+    return evidence_id(transcript_bytes(claimed.platform, claimed.transcript), claimed.evidence)
 
 
 def test_a_key_is_renewed_at_half_its_life_and_dropped_after_its_end(
@@ -353,8 +392,8 @@ def test_proofs_are_given_out_at_a_bounded_rate(clock: Clock) -> None:
 
 def test_no_private_key_leaves_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    S-33: after boot, proofs, traffic and rotation, the seed of no key is in any file the process wrote or
-    holds open, nor in anything the identity or its keys offer to a caller.
+    S-33: after boot, proofs, traffic, rotation and a signature, the seed of no key is in any file the process
+    wrote or holds open, nor in anything the identity or its keys offer to a caller.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -365,8 +404,14 @@ def test_no_private_key_leaves_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
         seeds.append(secrets.token_bytes(32))
         return PrivateKey.from_bytes(kem, seeds[-1])
 
+    def known_signing() -> SigningKey:
+        seeds.append(secrets.token_bytes(32))
+        return SigningKey.from_bytes(seeds[-1])
+
     clock = Clock()
-    identity = make_identity(clock=lambda: clock.now, monotonic=lambda: clock.up, new_key=known)
+    identity = make_identity(
+        clock=lambda: clock.now, monotonic=lambda: clock.up, new_key=known, new_signing_key=known_signing
+    )
     gateway = Gateway(make_echo_app(), identity)
     before = time.time()
 
@@ -376,11 +421,13 @@ def test_no_private_key_leaves_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
             outers.append((await call(gateway, seal(identity, b"POST", b"/anything", b"x").body)).body)
             outers.append(await identity.fetch(secrets.token_bytes(32)))
             outers.append(await identity.fetch(None))
+            outers.append(identity.document_to_keep())
+            outers.append(identity.sign_receipt(b"{}"))
             clock.forward(LIFE / 2)
         return outers
 
     said = asyncio.run(use())
-    assert len(seeds) == 2 * 3
+    assert len(seeds) == 2 * 3 + 1
     spelled = [form for seed in seeds for form in (seed, seed.hex().encode(), seed[::-1])]
     said += [repr(identity).encode(), repr(vars(identity)).encode(), repr(identity.opening_keys()).encode()]
     assert not [where for where in said for form in spelled if form in where]
@@ -388,6 +435,18 @@ def test_no_private_key_leaves_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
         content = path.read_bytes()
         assert not any(form in content for form in spelled), path
     # Not even on purpose: a key has no way to say itself.
+    signing = identity._signing_key
+    assert {name for name in dir(signing) if not name.startswith("_")} == {
+        "from_bytes",
+        "generate",
+        "public_bytes",
+        "sign",
+    }
+    with pytest.raises(TypeError):
+        signing.__reduce_ex__(4)
+    assert signing.public_bytes not in seeds
+    offered = {name for name in dir(identity) if "sign" in name or "receipt" in name}
+    assert offered - {"_signing_key"} == {"receipt_key", "sign_receipt"}
     for key in identity.opening_keys().values():
         public = [name for name in dir(key) if not name.startswith("_")]
         assert set(public) <= {"generate", "from_bytes", "kem", "public_bytes"}

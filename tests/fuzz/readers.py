@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,7 @@ from blindbox_attestation.event_log import EventLog, Variable
 from blindbox_attestation.evidence import AttestationDocument
 from blindbox_attestation.gcp.token import Token
 from blindbox_attestation.nitro.document import Document
+from blindbox_attestation.receipt import ReceiptFile
 from blindbox_attestation.snp.report import Report
 from blindbox_attestation.tdx.collateral import Collateral
 from blindbox_attestation.tdx.quote import Quote
@@ -25,15 +27,17 @@ from blindbox_attestation.vtpm.area import Area
 from blindbox_attestation.vtpm.evidence import TpmEvidence, read_key
 from blindbox_attestation.vtpm.quote import Attest, Signature
 from blindbox_attestation.x509 import Certificate, RevocationList
+from blindbox_data import DataError, Form, open_rows
 from tests.kit import NOON
 from tests.kit.amd import FakeAmd
 from tests.kit.policies import CHANGED
+from tests.kit.receipts import made
 from tests.kit.specimens import specimen
 from tests.kit.tpm import variable
 
 Reader = Callable[[bytes], object]
 
-TYPED = (BlindBoxError, NotDer, cbor.NotCbor)
+TYPED = (BlindBoxError, DataError, NotDer, cbor.NotCbor)
 """What a reader may raise. The last two are the lowest readers' own."""
 
 
@@ -59,6 +63,11 @@ def part(name: str, member: str) -> bytes:
 
 def hcl(name: str) -> Hcl:
     return Hcl.parse(part(name, "hcl"))
+
+
+def rows(form: Form) -> Reader:
+    """All rows of a data set of this form."""
+    return lambda data: list(open_rows(io.BytesIO(data), form))
 
 
 READERS: dict[str, tuple[Reader, Callable[[], bytes]]] = {
@@ -92,4 +101,10 @@ READERS: dict[str, tuple[Reader, Callable[[], bytes]]] = {
     "azure-runtime": (Runtime.parse, lambda: hcl("az-snp").runtime),
     "td-report": (TdReport.parse, lambda: hcl("az-tdx").report),
     "proof": (reports.SavedProof.parse, honest_proof),
+    "receipt": (ReceiptFile.parse, lambda: made(FakeAmd()).encode()),
+    "json-lines": (rows(Form.JSONL), lambda: b'{"question": "q", "answer": ["a", 1.5]}\n' * 3),
+    "json-array": (
+        rows(Form.JSON),
+        lambda: b'[{"question": "q", "answer": ["a", 1.5]}, {"question": "\xc3\xa9"}]',
+    ),
 }

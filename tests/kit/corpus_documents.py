@@ -60,6 +60,7 @@ def cases() -> Iterator[Draft]:
     machine = around(corpus_snp.machine_of(AMD), whole())
     yield from _reading(machine)
     yield from _binding(machine)
+    yield from receipt_keys(machine)
     yield from _time(machine)
     yield from _forms(machine)
     yield from _several(machine)
@@ -201,6 +202,35 @@ def _binding(machine: Machine) -> Iterator[Draft]:
     )
     for name, nonce in {"of-somebody-else": bytes(32), "one-bit-otherwise": bytes((1, *NONCE[1:]))}.items():
         yield machine.refused(f"question-{name}", "C-1: an old answer.", "wrong-nonce", 8, nonce=nonce)
+
+
+def receipt_keys(machine: Machine) -> Iterator[Draft]:
+    """Steps 1 and 8: the last field of T, which not every machine has."""
+    beside: dict[str, Any] = {"endorsements": dict.fromkeys(machine.endorsements)}
+    key = bytes(range(32))
+    honest = AMD.document(nonce=NONCE)
+    having = AMD.document(nonce=NONCE, receipt_key=key)
+    yield machine.accepted(
+        "honest-with-a-receipt-key", "SPEC §8: its machine signs receipts.", evidence=having, **beside
+    )
+    about = "C-4: changed after the report was made."
+    for name, document in {
+        "a-receipt-key-added": retold(honest, {"receipt_key": b64(key)}),
+        "a-receipt-key-left-out": retold(having, {"receipt_key": None}),
+        "another-receipt-key": retold(having, {"receipt_key": b64(key[::-1])}),
+        # Both are 32 bytes, and each has its place.
+        "a-receipt-key-for-a-tls-key": retold(having, {"receipt_key": None, "tls_spki_sha256": b64(key)}),
+    }.items():
+        yield machine.refused(f"bound-{name}", about, "unbound-key", 8, evidence=document, **beside)
+    for name, value in {"empty": "", "of-31-bytes": b64(key[:31]), "a-number": 7}.items():
+        yield machine.refused(
+            f"document-receipt-key-{name}",
+            "C-17: one spelling; a machine without one leaves it out.",
+            "wrong-type",
+            1,
+            evidence=retold(having, {"receipt_key": value}),
+            **beside,
+        )
 
 
 def _time(machine: Machine) -> Iterator[Draft]:
