@@ -44,6 +44,7 @@ RUN if [ -n "$DEMO" ]; then \
             --disable-pip-version-check --root-user-action ignore --target /build/demo -r /build/demo.txt; \
     fi
 COPY attestation/blindbox_attestation /opt/blindbox/app/blindbox_attestation
+COPY data/blindbox_data /opt/blindbox/app/blindbox_data
 COPY enclave_app /opt/blindbox/app/enclave_app
 # `fetch` tries again when the network fails, takes a commit and no branch, and leaves code and pickles behind.
 RUN mkdir -p /models \
@@ -83,6 +84,7 @@ COPY --from=packages /opt/blindbox /opt/blindbox
 COPY --from=models /models /models
 COPY image/start.py /opt/blindbox/
 COPY attestation/blindbox_attestation /opt/blindbox/app/blindbox_attestation
+COPY data/blindbox_data /opt/blindbox/app/blindbox_data
 COPY enclave_app /opt/blindbox/app/enclave_app
 
 # Read by image/start.py, which hands the app these, the operator's BLINDBOX_* and nothing else.

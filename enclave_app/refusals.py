@@ -7,13 +7,12 @@ Its shape on the wire is that of SPEC §5.6. How it becomes a response is decide
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-from itertools import islice
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
-_COMPARED: Final = 1000  # names: comparing is slow, and whoever sends more of them would keep us busy
-_LONGEST: Final = 500
+from blindbox_data.errors import DataError
+from blindbox_data.errors import listed as listed
+from blindbox_data.errors import nearest as nearest
 
 
 class Refusal(Exception):
@@ -91,15 +90,10 @@ class Failed(Refusal):
     type = "server_error"
 
 
-def nearest(wanted: str, there: Iterable[str]) -> str:
-    """` Did you mean "…"?`, or nothing where no name is near."""
-    names = {name.casefold(): name for name in islice(there, _COMPARED) if len(name) <= _LONGEST}
-    near = get_close_matches(wanted.casefold(), names, n=1, cutoff=0.6) if len(wanted) <= _LONGEST else []
-    return f' Did you mean "{names[near[0]]}"?' if near else ""
+def of_data(error: DataError, names: Mapping[str, str] | None = None) -> Refusal:
+    """
+    What is wrong with a data set, as a refusal.
 
-
-def listed(names: Iterable[str], most: int = 40) -> str:
-    """Names in quotes; the rest of a long list is counted."""
-    all_names = list(names)
-    shown = ", ".join(f'"{name[:80]}"' for name in all_names[:most])
-    return shown + (f" and {len(all_names) - most} more" if len(all_names) > most else "")
+    `names` says how this route spells the fields that the house API calls `dataset_name`, `question_column` …
+    """
+    return Refusal(error.message, code=error.code, param=(names or {}).get(error.param, error.param))

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {
     "blindbox": ROOT / "client_sdk" / "blindbox",
     "blindbox_attestation": ROOT / "attestation" / "blindbox_attestation",
+    "blindbox_data": ROOT / "data" / "blindbox_data",
 }
 SOURCES = [
     "setup.cfg",
@@ -27,6 +28,7 @@ SOURCES = [
     "LICENSE",
     "attestation",
     "client_sdk",
+    "data",
     "enclave_app",
     "tests",
 ]
@@ -101,7 +103,7 @@ def ask(python: Path, code: str, *options: str) -> Any:
 
 
 def modules_on_disk() -> set[str]:
-    """Every file of the two packages that belongs in the wheel, as the wheel would name it."""
+    """Every file of the packages that belongs in the wheel, as the wheel would name it."""
     return {
         f"{name}/{path.relative_to(folder).as_posix()}"
         for name, folder in ROOMS.items()
@@ -110,14 +112,14 @@ def modules_on_disk() -> set[str]:
     }
 
 
-def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_every_file_of_its_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == modules_on_disk()
 
 
-def test_the_wheel_marks_both_packages_as_typed(wheel: Path) -> None:
+def test_the_wheel_marks_its_packages_as_typed(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"blindbox/py.typed", "blindbox_attestation/py.typed"} <= set(names)
+    assert {f"{name}/py.typed" for name in ROOMS} <= set(names)
 
 
 def test_the_wheel_asks_for_requests_cryptography_and_dcap_qvl_only(wheel: Path) -> None:
