@@ -1,34 +1,49 @@
 """
-`/v1/files`: a tenant's data sets, up, listed and gone, in the shapes the `openai` package expects.
+`/v1/files`: a tenant's data sets, up, listed, down and gone, in the shapes the `openai` package expects.
 
 An upload goes from the request straight into a sealed file; nothing readable touches the disk on the way. The
 file appears when all of it is there and understood. Its description is written last and deleted first, so
-what is listed is always whole.
+what is listed is always whole. Uploads in parts, which end in the same files, are `uploads.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 
-from ..datasets import Form
+from blindbox_data import Form
+
 from ..engines.adapter import MalformedAdapter
-from ..refusals import Failed, NotFound, Refusal
+from ..refusals import Failed, NotFound, Refusal, listed, nearest
 from ..settings import Settings
-from ..store import Damaged, Missing, Store, new_id
+from ..store import CHUNK, Damaged, Missing, Store, Writer, new_id
 from ..tenants import Tenant
+from .answers import Gone
 from .multipart import Upload
 from .rooms import Asking, Rooms
 
 FILES, DESCRIPTIONS = "files", "file-descriptions"
 PURPOSES = ("fine-tune", "evals", "user_data")
+SHORTEST, LONGEST = 3600, 30 * 86400  # seconds, as OpenAI's `expires_after` may be
+TEXTS: Final = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+MOST_LISTED: Final = 10_000
+_BATCH = 1 << 20  # bytes of a body that are looked at in one go, on a thread
+_DAY = 86400
+ARRIVING: Final[set[str]] = set()
+"""Files and parts that are being written, and of which nothing tells yet. Others of that sort were left by a
+crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,8 @@ class File:
     filename: str
     purpose: str
     form: Form
+    sha256: str = ""  # of its bytes, in hexadecimal
+    expires_at: int | None = None
 
     def encode(self) -> bytes:
         """For the sealed store."""
@@ -57,11 +74,13 @@ class File:
             filename=fields["filename"],
             purpose=fields["purpose"],
             form=Form(fields["form"]),
+            sha256=fields.get("sha256", ""),
+            expires_at=fields.get("expires_at"),
         )
 
     def told(self) -> dict[str, Any]:
-        """OpenAI's file object."""
-        return {
+        """OpenAI's file object, and the digest."""
+        told = {
             "id": self.id,
             "object": "file",
             "bytes": self.size,
@@ -69,7 +88,13 @@ class File:
             "filename": self.filename,
             "purpose": self.purpose,
             "status": "processed",
+            "sha256": self.sha256,
         }
+        return told if self.expires_at is None else told | {"expires_at": self.expires_at}
+
+    def over(self, now: float) -> bool:
+        """Whether its time has passed."""
+        return self.expires_at is not None and now >= self.expires_at
 
 
 def router(rooms: Rooms) -> APIRouter:
@@ -82,32 +107,49 @@ def router(rooms: Rooms) -> APIRouter:
         return (await _received(request, store, asking, rooms.settings)).told()
 
     @routes.get("")
-    async def files(asking: Asking) -> Any:
-        return await asyncio.to_thread(_listed, store, asking)
+    async def files(request: Request, asking: Asking) -> Any:
+        page = Page.of(request.query_params)
+        return await asyncio.to_thread(_listed, store, asking, page)
 
     @routes.get("/{file_id}")
     async def file(file_id: str, asking: Asking) -> Any:
         return (await asyncio.to_thread(described, store, asking, file_id)).told()
 
+    @routes.get("/{file_id}/content")
+    async def content(file_id: str, asking: Asking) -> Any:
+        return await asyncio.to_thread(_content, store, asking, file_id)
+
     @routes.delete("/{file_id}")
     async def delete(file_id: str, asking: Asking) -> Any:
-        await asyncio.to_thread(_deleted, store, asking, file_id)
-        return {"id": file_id, "object": "file", "deleted": True}
+        size = await asyncio.to_thread(_deleted, store, asking, file_id)
+        removed = {"files": 1, "bytes": size}
+        return {"id": file_id, "object": "file", "deleted": True, "blindbox": {"removed": removed}}
 
     return routes
 
 
 def described(store: Store, tenant: Tenant, name: str, *, param: str | None = None) -> File:
     """A file's description, or a refusal that does not tell whether another tenant has it."""
+    with suppress(Missing):
+        with unsealed("file", "Delete it and upload it again."):
+            file = File.parse(store.read(tenant, DESCRIPTIONS, name))
+        if not file.over(time.time()):
+            return file
+        _remove(store, tenant, name)
+    raise NotFound(
+        "You have no file of this id. GET /v1/files lists yours; POST /v1/files uploads one.",
+        code="file_not_found",
+        param=param,
+    )
+
+
+def opened(store: Store, tenant: Tenant, name: str) -> io.BufferedReader:
+    """The bytes of a file that has been described, to be read and sought in. Reading may raise `Damaged`."""
     try:
         with unsealed("file", "Delete it and upload it again."):
-            return File.parse(store.read(tenant, DESCRIPTIONS, name))
-    except Missing:
-        raise NotFound(
-            "You have no file of this id. GET /v1/files lists yours; POST /v1/files uploads one.",
-            code="file_not_found",
-            param=param,
-        ) from None
+            return store.reader(tenant, FILES, name)
+    except Missing:  # deleted since
+        raise NotFound("You have no file of this id.", code="file_not_found") from None
 
 
 @contextmanager
@@ -115,52 +157,256 @@ def unsealed(what: str, remedy: str) -> Iterator[None]:
     """Say so where stored bytes are not what was written."""
     try:
         yield
-    except (Damaged, MalformedAdapter):
-        raise Failed(f"The stored {what} is damaged. {remedy}", code=f"damaged_{what}") from None
+    except (Damaged, MalformedAdapter) as error:
+        raise Failed(f"The stored {what} is damaged: {error}. {remedy}", code=f"damaged_{what}") from None
 
 
-async def _received(request: Request, store: Store, tenant: Tenant, settings: Settings) -> File:
+def expire(store: Store, tenant: Tenant, now: float) -> list[str]:
+    """
+    Remove files whose time has passed, and what a crash left of others; the ids of the former.
+
+    The clock is the host's, who could as well take the disk away; a clock that went back removes nothing.
+    """
+    gone = []
+    for name in store.names(tenant, DESCRIPTIONS):
+        with suppress(Missing, Damaged):  # one that cannot be read is listed, and its owner deletes it
+            if File.parse(store.read(tenant, DESCRIPTIONS, name)).over(now):
+                _remove(store, tenant, name)
+                gone.append(name)
+    for name in set(store.names(tenant, FILES)) - set(store.names(tenant, DESCRIPTIONS)) - ARRIVING:
+        with suppress(Missing):
+            store.delete(tenant, FILES, name)
+    return gone
+
+
+# --- what uploads in one piece and in parts have in common ------------------------------------
+
+
+def check_room(store: Store, tenant: Tenant, settings: Settings) -> None:
+    """Refuse where the tenant has as many files as one may have."""
+    if len(store.names(tenant, DESCRIPTIONS)) < settings.max_files:
+        return
+    expire(store, tenant, time.time())
     if len(store.names(tenant, DESCRIPTIONS)) >= settings.max_files:
         raise Refusal(
             f"You have {settings.max_files} files, which is the limit; delete one with DELETE /v1/files/ID.",
             code="too_many_files",
         )
-    upload = Upload(request.headers.get("content-type", ""), settings.max_upload_bytes)
-    name = new_id("file")
-    with store.writer(tenant, FILES, name) as writer:
+
+
+def purpose_of(given: str) -> str:
+    if given not in PURPOSES:
+        message = f"purpose may be {', '.join(PURPOSES)}.{nearest(given, PURPOSES)}"
+        raise Refusal(message, code="invalid_value", param="purpose")
+    return given
+
+
+def end_of(now: int, seconds: int | None, settings: Settings) -> int | None:
+    """When a file of now is removed: as its owner says, and not later than the operator's setting."""
+    kept = settings.retention_days * _DAY
+    ends = [now + each for each in (seconds, kept) if each]
+    return min(ends, default=None)
+
+
+@asynccontextmanager
+async def sealing(store: Store, tenant: Tenant, kind: str, name: str) -> AsyncIterator[Writer]:
+    """`store.writer`, begun and ended on a thread: its end waits for the disk."""
+    writer = await asyncio.to_thread(store.writer, tenant, kind, name)
+    try:
+        yield writer
+    except BaseException as error:
+        writer.__exit__(type(error), error, error.__traceback__)
+        raise
+    await asyncio.to_thread(writer.__exit__, None, None, None)
+
+
+async def taken(request: Request, upload: Upload, writer: Writer) -> None:
+    """Move the file in the request's body into `writer`, as it arrives."""
+    waiting: list[bytes] = []
+    size = 0
+    try:
         async for piece in request.stream():
-            for data in upload.feed(piece):
-                writer.write(data)
-        upload.end()
-        purpose = upload.fields.get("purpose", "fine-tune")
-        if purpose not in PURPOSES:
-            message = f"purpose may be {', '.join(PURPOSES)}."
-            raise Refusal(message, code="invalid_value", param="purpose")
-        form = Form.of(upload.filename, bytes(upload.beginning))
-        file = File(name, writer.size, int(time.time()), upload.filename, purpose, form)
-    await asyncio.to_thread(store.write, tenant, DESCRIPTIONS, name, file.encode())
+            waiting.append(piece)
+            size += len(piece)
+            if size >= _BATCH:
+                await asyncio.to_thread(_take, upload, writer, waiting)
+                waiting, size = [], 0
+    except ClientDisconnect:
+        raise Gone from None
+    await asyncio.to_thread(_take, upload, writer, waiting)
+    upload.end()
+
+
+def _take(upload: Upload, writer: Writer, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        for data in upload.feed(piece):
+            writer.write(data)
+
+
+@contextmanager
+def arriving(name: str) -> Iterator[None]:
+    """This is being written; until the block ends nobody takes it for something that a crash left."""
+    ARRIVING.add(name)
+    try:
+        yield
+    finally:
+        ARRIVING.discard(name)
+
+
+def describe(store: Store, tenant: Tenant, file: File) -> None:
+    """The last step: from now on the file is there. Without it nothing of the file is left."""
+    try:
+        store.write(tenant, DESCRIPTIONS, file.id, file.encode())
+    except BaseException:
+        with suppress(Missing):
+            store.delete(tenant, FILES, file.id)
+        raise
+
+
+async def _received(request: Request, store: Store, tenant: Tenant, settings: Settings) -> File:
+    upload = Upload(
+        request.headers.get("content-type", ""), settings.max_upload_bytes, file="file", texts=TEXTS
+    )
+    await asyncio.to_thread(check_room, store, tenant, settings)
+    name = new_id("file")
+    with arriving(name):
+        async with sealing(store, tenant, FILES, name) as writer:
+            await taken(request, upload, writer)
+            purpose = purpose_of(upload.fields.get("purpose", "fine-tune"))
+            form = Form.of(upload.filename, bytes(upload.beginning))
+            now = int(time.time())
+            end = end_of(now, _seconds(upload.fields), settings)
+        digest = upload.sha256.hexdigest()
+        file = File(name, writer.size, now, upload.filename, purpose, form, digest, end)
+        await asyncio.to_thread(describe, store, tenant, file)
     return file
 
 
-def _listed(store: Store, tenant: Tenant) -> dict[str, Any]:
-    found = []
-    for name in store.names(tenant, DESCRIPTIONS):
-        with suppress(NotFound):  # deleted between the two lines
-            found.append(described(store, tenant, name))
-    found.sort(key=lambda file: (file.created_at, file.id), reverse=True)
-    ids = [file.id for file in found]
+def _seconds(fields: Mapping[str, str]) -> int | None:
+    """`expires_after` as the package writes it into a form."""
+    anchor, seconds = (fields.get(name) for name in TEXTS[1:])
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise Refusal(
+            'expires_after[anchor] may be "created_at", and is needed beside expires_after[seconds].',
+            code="invalid_value",
+            param=TEXTS[1],
+        )
+    number = int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() else 0
+    if not SHORTEST <= number <= LONGEST:
+        message = f"expires_after[seconds] may be a whole number from {SHORTEST} to {LONGEST}."
+        raise Refusal(message, code="invalid_value", param=TEXTS[2])
+    return number
+
+
+# --- telling, and removing --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of a list is asked for."""
+
+    after: str | None = None
+    limit: int = MOST_LISTED
+    newest_first: bool = True
+    purpose: str | None = None
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Page:
+        """Read what OpenAI's lists take; what they do not is refused."""
+        known = ("after", "limit", "order", "purpose")
+        for name in query:
+            if name not in known:
+                message = (
+                    f'There is no parameter "{name[:80]}".{nearest(name, known)} There are: {listed(known)}.'
+                )
+                raise Refusal(message, code="unknown_field", param=name[:80])
+        limit = query.get("limit", str(MOST_LISTED))
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_LISTED):
+            message = f"limit may be a whole number from 1 to {MOST_LISTED}."
+            raise Refusal(message, code="invalid_value", param="limit")
+        order = query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise Refusal('order may be "asc" or "desc".', code="invalid_value", param="order")
+        purpose = query.get("purpose")
+        return cls(query.get("after"), int(limit[:9]), order == "desc", purpose and purpose_of(purpose))
+
+
+def paged(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+    """A part of what was found, in the shape of OpenAI's lists."""
+    ids = [each["id"] for each in found]
+    start = 0
+    if after is not None:
+        if after not in ids:
+            message = "There is nothing of this id to go on after; it may have been deleted."
+            raise NotFound(message, code="not_found", param="after")
+        start = ids.index(after) + 1
+    data = found[start : start + limit]
     return {
         "object": "list",
-        "data": [file.told() for file in found],
-        "has_more": False,
-        "first_id": ids[0] if ids else None,
-        "last_id": ids[-1] if ids else None,
+        "data": data,
+        "has_more": start + limit < len(found),
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
     }
 
 
-def _deleted(store: Store, tenant: Tenant, name: str) -> None:
-    described(store, tenant, name)
+def _listed(store: Store, tenant: Tenant, page: Page) -> dict[str, Any]:
+    expire(store, tenant, time.time())
+    found = []
+    for name in store.names(tenant, DESCRIPTIONS):
+        try:
+            found.append(described(store, tenant, name).told())
+        except NotFound:
+            continue  # deleted between the two lines
+        except Failed as failed:
+            found.append(_damaged(name, failed.message))
+    if page.purpose is not None:
+        found = [each for each in found if each["purpose"] == page.purpose]
+    found.sort(key=lambda each: (each["created_at"], each["id"]), reverse=page.newest_first)
+    return paged(found, page.after, page.limit)
+
+
+def _damaged(name: str, why: str) -> dict[str, Any]:
+    """A file of which nothing can be told any more, as its owner sees it in a list."""
+    nothing = {"bytes": 0, "created_at": 0, "filename": "", "purpose": PURPOSES[0], "sha256": ""}
+    return {"id": name, "object": "file", **nothing, "status": "error", "status_details": why}
+
+
+def _content(store: Store, tenant: Tenant, name: str) -> StreamingResponse:
+    file = described(store, tenant, name)
+    reader = opened(store, tenant, name)
+    headers = {
+        "content-length": str(file.size),
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+        "cache-control": "no-store",
+    }
+    if file.sha256:  # RFC 9530
+        headers["repr-digest"] = f"sha-256=:{b64encode(bytes.fromhex(file.sha256)).decode()}:"
+    return StreamingResponse(_pieces(reader), headers=headers, media_type="application/octet-stream")
+
+
+def _pieces(reader: io.BufferedReader) -> Iterator[bytes]:
+    """Read on threads, one piece after the other, as fast as they are taken."""
+    with reader:
+        while piece := reader.read(CHUNK):
+            yield piece
+
+
+def _deleted(store: Store, tenant: Tenant, name: str) -> int:
+    """Remove a file, also one that cannot be read any more. How many bytes it had."""
+    with suppress(Failed):
+        described(store, tenant, name)
+    return _remove(store, tenant, name)
+
+
+def _remove(store: Store, tenant: Tenant, name: str) -> int:
+    size = 0
     with suppress(Missing):
         store.delete(tenant, DESCRIPTIONS, name)
     with suppress(Missing):
+        with suppress(Damaged):
+            size = store.size(tenant, FILES, name)
         store.delete(tenant, FILES, name)
+    return size

@@ -2,11 +2,12 @@
 A multipart upload as it arrives: the file's bytes handed on at once, the small fields kept (RFC 7578).
 
 The framework's own form parser would put large files into a readable temporary file; this one holds
-no more than a piece. One field named `file` with a file name; others are short texts, known by name.
+no more than a piece. One field carries a file; others are short texts, known by name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from typing import TYPE_CHECKING, Final
@@ -14,12 +15,11 @@ from typing import TYPE_CHECKING, Final
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ..refusals import Refusal, TooLarge
+from ..refusals import Refusal, TooLarge, listed, nearest
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-FIELDS: Final = ("file", "purpose")
 BEGINNING: Final = 64 << 10
 _MOST_IN_A_FIELD = 1024
 _MOST_OVERHEAD = 64 << 10
@@ -28,15 +28,27 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
-class Upload:
-    """`feed` bytes, take the file's bytes; `end` says whether all of it was there."""
+def label(filename: str) -> str:
+    """A file's name as it is kept: a label for people, never a path, and inside the seal alone."""
+    return _UNPRINTABLE.sub("_", filename)[:255] or "file"
 
-    def __init__(self, content_type: str, most_bytes: int) -> None:
+
+class Upload:
+    """
+    `feed` bytes, take the file's bytes; `end` says whether all of it was there.
+
+    `file` names the field of the file, `texts` those of the others, and `most_bytes` is the file's size.
+    """
+
+    def __init__(self, content_type: str, most_bytes: int, *, file: str, texts: tuple[str, ...]) -> None:
+        self._file = file
+        self._names = (file, *texts)
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 200:
             raise Refusal(
-                'Send multipart/form-data with a field "file" (requests: files={"file": open(…, "rb")}).',
+                f'Send multipart/form-data with a field "{file}" '
+                f'(requests: files={{"{file}": open(…, "rb")}}).',
                 code="invalid_content_type",
             )
         callbacks: MultipartCallbacks = {
@@ -63,17 +75,20 @@ class Upload:
         self.fields: dict[str, str] = {}
         self.filename = ""
         self.beginning = bytearray()
+        self.sha256 = hashlib.sha256()  # of the file, as far as it was taken
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes of the body, give bytes of the file."""
         self._received += len(data)
-        if self._received - self._size > self._most + _MOST_OVERHEAD and self._size == 0:
-            raise _too_large(self._most)
         try:
             self._parser.write(data)
         except MultipartParseError:
             raise _malformed() from None
+        if self._received - self._size > _MOST_OVERHEAD:
+            raise _malformed()
         out, self._out = self._out, []
+        for piece in out:
+            self.sha256.update(piece)
         return out
 
     def end(self) -> None:
@@ -82,7 +97,9 @@ class Upload:
             raise _malformed()
         if not self.filename:
             raise Refusal(
-                'There is no field "file" with a file name in the upload.', code="missing_field", param="file"
+                f'There is no field "{self._file}" with a file name in the upload.',
+                code="missing_field",
+                param=self._file,
             )
 
     # --- what the parser calls, in this order -------------------------------------------------
@@ -105,25 +122,24 @@ class Upload:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name not in FIELDS:
+        if name not in self._names:
+            near = nearest(name, self._names)
             raise Refusal(
-                f'There is no field "{name[:80]}". The fields are: "file", "purpose".',
+                f'There is no field "{name[:80]}".{near} The fields are: {listed(self._names)}.',
                 code="unknown_field",
                 param=name[:80],
             )
-        if name in self.fields or (name == "file" and self.filename):
+        if name in self.fields or (name == self._file and self.filename):
             raise Refusal(f'The field "{name}" is there twice.', code="invalid_value", param=name)
-        if name == "file":
-            # A label for people, never a path: it is kept inside the sealed description.
-            given = options.get(b"filename", b"").decode("utf-8", "replace")
-            self.filename = _UNPRINTABLE.sub("_", given)[:255] or "file"
+        if name == self._file:
+            self.filename = label(options.get(b"filename", b"").decode("utf-8", "replace"))
         self._part = name
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._part == "file":
+        if self._part == self._file:
             self._size += end - start
             if self._size > self._most:
-                raise _too_large(self._most)
+                raise _too_large(self._most, self._file)
             piece = data[start:end]
             self.beginning += piece[: BEGINNING - len(self.beginning)]
             self._out.append(piece)
@@ -133,7 +149,7 @@ class Upload:
                 raise Refusal("A field is too long.", code="invalid_value", param=self._part)
 
     def _part_end(self) -> None:
-        if self._part is not None and self._part != "file":
+        if self._part is not None and self._part != self._file:
             self.fields[self._part] = self._text.decode("utf-8", "replace")
 
     def _end(self) -> None:
@@ -146,7 +162,6 @@ def _malformed() -> Refusal:
     )
 
 
-def _too_large(most: int) -> TooLarge:
-    return TooLarge(
-        f"The file is larger than {most} bytes, which is the limit here.", code="file_too_large", param="file"
-    )
+def _too_large(most: int, field: str) -> TooLarge:
+    message = f'What is in "{field}" is larger than {most} bytes, which is the limit here.'
+    return TooLarge(message, code="file_too_large", param=field)
