@@ -101,6 +101,10 @@ class FolderTokenizer:
         """All of it at once, special tokens left out."""
         return str(self._words.decode(list(ids), skip_special_tokens=True))
 
+    def written(self, ids: Sequence[int]) -> str:
+        """All of it at once, special tokens spelled out: as the model sees it."""
+        return str(self._words.decode(list(ids), skip_special_tokens=False))
+
     def apply_chat_template(
         self,
         conversation: list[dict[str, Any]],

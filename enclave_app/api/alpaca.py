@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from ..engines import Sampling
-from ..prompts import Template
+from ..prompts import ALPACA, ALPACA_WITH_INPUT, Template
 from ..tenants import Tenant
 from .answers import unless_gone
 from .asking import PromptReader, ask
@@ -25,18 +25,10 @@ from .wishes import able, new_tokens
 
 NEW_TOKENS: Final = 128
 MOST_BEAMS: Final = 8
-_SHORT: Final = "### Instruction:\n{instruction}\n\n### Response:\n"
-_SHORT_WITH_INPUT: Final = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-_ALONE: Final = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-)
-_WITH_INPUT: Final = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-)
+_SHORT: Final = ALPACA[ALPACA.index("###") :]
+_SHORT_WITH_INPUT: Final = ALPACA_WITH_INPUT[ALPACA_WITH_INPUT.index("###") :]
 TEMPLATES: Final = {  # without an input, with one
-    "alpaca": (_ALONE + _SHORT, _WITH_INPUT + _SHORT_WITH_INPUT),
+    "alpaca": (ALPACA, ALPACA_WITH_INPUT),
     "alpaca_short": (_SHORT, _SHORT_WITH_INPUT),
     "none": ("{instruction}", "{instruction}\n{input}"),
 }

@@ -113,7 +113,7 @@ class _Talk:
 
 def fingerprint(served: Served) -> str | None:
     """Names the weights that answered; a seed gives the same answer again under the same name only."""
-    return f"fp_{served.source.fingerprint[:16]}" if served.source.fingerprint else None
+    return f"fp_{served.fingerprint[:16]}" if served.fingerprint else None
 
 
 async def _talk(rooms: Rooms, asking: Tenant, wish: Chat) -> _Talk:
