@@ -16,9 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import blindbox_data
+
 from .models import keep_from_hub
 
-_PACKAGES: Final = str(Path(__file__).resolve().parents[1])
+PACKAGES: Final = tuple(
+    dict.fromkeys(str(Path(each).resolve().parents[1]) for each in (__file__, str(blindbox_data.__file__)))
+)
+"""The folders in which a new process finds what is imported here; in an image they are one."""
 
 
 @contextlib.contextmanager
@@ -36,9 +41,9 @@ def running(module: str, home: str, **variables: str) -> Iterator[subprocess.Pop
         **variables,
     }
     keep_from_hub(environment)
-    start = f"import sys; sys.path.insert(0, sys.argv[1]); from {module} import main; main()"
+    start = f"import sys; sys.path[:0] = sys.argv[1:]; from {module} import main; main()"
     child = subprocess.Popen(  # noqa: S603 - our own interpreter, our own code
-        [sys.executable, "-I", "-c", start, _PACKAGES],
+        [sys.executable, "-I", "-c", start, *PACKAGES],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # a library's complaint may quote a row
