@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY / room) for room in (".", "client_sdk", "attestation")]
+sys.path[:0] = [str(REPOSITORY / room) for room in (".", "client_sdk", "attestation", "data")]
 
 KINDS = ("plain", "sealed")
 SIZES = (1 << 10, 2 << 10, 1 << 20)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY / room) for room in (".", "client_sdk", "attestation")]
+sys.path[:0] = [str(REPOSITORY / room) for room in (".", "client_sdk", "attestation", "data")]
 
 from peers import PEERS, Peer, median_of  # noqa: E402
 
@@ -198,7 +198,7 @@ def imports() -> dict[str, Spent]:
         [sys.executable, "-c", IMPORTS],
         stdout=subprocess.PIPE,
         check=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:3])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:4])},
     )
     laps = [float(value) for value in told.stdout.split()]
     first, second, third = (Spent(1000 * laps[at], 1000 * laps[at + 1]) for at in (0, 2, 4))

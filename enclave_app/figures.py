@@ -29,6 +29,8 @@ _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _EACH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _WHOLE = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
+_LIMITS: Final = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
 
 Gauges = Callable[[], Iterable[tuple[str, str, dict[str, float]]]]
@@ -131,20 +133,38 @@ def resident_bytes(pid: int | None = None) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def free_bytes() -> int | None:
+def free_bytes(root: Path = Path("/")) -> int | None:
     """The memory that a new process could have: the machine's, and what this container may still take."""
     free = []
     try:
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        for line in (root / "proc/meminfo").read_text("ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 free.append(int(line.split()[1]) << 10)
+        own = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
     except OSError:
-        return None
-    group = Path("/sys/fs/cgroup")
-    try:
-        most = (group / "memory.max").read_text("ascii").strip()
-        if most != "max":
-            free.append(int(most) - int((group / "memory.current").read_text("ascii")))
-    except (OSError, ValueError):
-        pass  # no limit of its own, or an older kernel's form of it
+        own = []
+    groups = root / "sys/fs/cgroup"
+    for line in own:
+        _, kinds, name = line.split(":", 2)
+        if kinds in ("", "memory"):
+            top = groups / kinds
+            place = top / name.lstrip("/")
+            # A limit of any group around this one holds too. Inside a container, its own is at the top.
+            for group in (place, *(each for each in place.parents if each.is_relative_to(top))):
+                free += _free_in(group)
     return max(0, min(free)) if free else None
+
+
+def _free_in(group: Path) -> list[int]:
+    """What a group may still take, in either form kernels have; nothing where it has no limit."""
+    for most, taken in _LIMITS:
+        try:
+            limit = (group / most).read_text("ascii").strip()
+            now = int((group / taken).read_text("ascii"))
+            told = (group / "memory.stat").read_text("ascii").splitlines()
+        except (OSError, ValueError):
+            continue
+        # Files that were read count as taken, but make room for whoever needs it.
+        spare = sum(int(line.split()[1]) for line in told if line.startswith("inactive_file "))
+        return [] if limit == "max" else [int(limit) - now + min(now, spare)]
+    return []
