@@ -66,7 +66,8 @@ class Desk:
 
     `most_waiting` prompts may wait for one engine, `most_of_one` of them one tenant's, and one tenant's
     prompts and answers may have `tokens_of_one` at a time; `most_tuned` tuned models are held beside each
-    base model. An engine that is busy is given `hang_seconds` between two signs of life.
+    base model, in `tuned_bytes` of memory (0 = in what is free). An engine that is busy is given
+    `hang_seconds` between two signs of life.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Desk:
         most_of_one: int = 16,
         tokens_of_one: int = 1 << 18,
         most_tuned: int = 4,
+        tuned_bytes: int = 0,
         hang_seconds: float = HANG_SECONDS,
         figures: Figures | None = None,
         free: Callable[[], int | None] = free_bytes,
@@ -84,6 +86,7 @@ class Desk:
         self.draining = False
         self._bounds = Bounds(most_waiting, most_of_one, tokens_of_one)
         self._most_tuned = most_tuned
+        self._tuned_bytes = tuned_bytes
         self._hang_seconds = hang_seconds
         self._free = free
         self._stations: dict[str, Station] = {}
@@ -116,6 +119,7 @@ class Desk:
             most=self._most_tuned,
             most_waiting=self._bounds.waiting,
             most_of_one=self._bounds.waiting_each,
+            budget=self._tuned_bytes,
             free=self._free,
         )
         await opened.open()
@@ -145,6 +149,20 @@ class Desk:
         if self.draining:
             raise stopping()
         await self._shelves[name].ready(tuning)
+
+    def holds(self, name: str, version: str) -> bool:
+        """Is this tuned model in memory?"""
+        return name in self._shelves and self._shelves[name].holds(version)
+
+    def let_go(self, name: str, version: str, *, after: float = 0.0) -> None:
+        """Take a tuned model from memory when its answers are given, but not within so many seconds."""
+        if name in self._shelves:
+            self._shelves[name].let_go(version, after=after)
+
+    def keep(self, name: str, version: str) -> None:
+        """Do not let it go after all."""
+        if name in self._shelves:
+            self._shelves[name].keep(version)
 
     # For one caller, and for the operator
 

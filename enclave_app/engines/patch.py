@@ -3,7 +3,8 @@ A tuned model out of an exported one: the adapter's matrices are merged into a c
 
 Every weight of the export is a constant with a place in the .bin (`ir.py`). Of each adapted one
 W + alpha/rank · B·A is computed from the base model's own float weights (or, without its folder, from the
-export's), brought into the constant's type and written over the copy. numpy does it; no PyTorch.
+export's), or a whole new W is taken from the adapter; it is brought into the constant's type and written over
+the copy. numpy does it; no PyTorch.
 
 A tenant's weights never touch a disk (threats.md S-21): the copy is an anonymous file in memory, and what
 OpenVINO is given to open is a folder of links to it, which is gone once the model is open.
@@ -14,28 +15,26 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import shutil
-import struct
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapter import Adapter
+from .adapter import PREFIX, A, Adapter, B, MalformedAdapter
 from .ir import BIN, XML, Constant, Export
+from .tensors import MalformedTensors, Tensor, layout
 
 Floats = NDArray[np.float32]
 
 _LEAST: Final = np.finfo(np.float32).eps  # of a scale, as nncf has it
 _TRANSPOSED: Final = ("gpt2", "openai-gpt")  # their linear layers keep [in, out]
-_PREFIX: Final = "base_model.model."  # peft's, before the module's own name
-_A, _B = ".lora_A.weight", ".lora_B.weight"
+_PIECE: Final = 64 << 20  # bytes of a copy within the kernel
 
 
 class UnusableAdapter(Exception):
@@ -77,28 +76,37 @@ def _copy(folder: Path, adapter: Adapter, base_folder: str | None) -> tuple[int,
     if _config(folder).get("model_type") in _TRANSPOSED:
         raise UnusableAdapter("Tuned models of this architecture are not served by this engine.")
     export = Export.at(folder)
-    matrices = _matrices(adapter)  # 1
-    places = {module: _place(export, module) for module in matrices}
+    changes = _changes(adapter)  # 1
+    places = {module: _place(export, module) for module in changes}
     base = None if base_folder is None else _Weights.of(Path(base_folder))
     copy = os.memfd_create("blindbox-tuned")
     try:
-        with (folder / BIN).open("rb") as source, os.fdopen(os.dup(copy), "r+b", buffering=0) as target:  # 2
-            shutil.copyfileobj(source, target, 16 << 20)
+        with (folder / BIN).open("rb") as source:  # 2
+            left = os.fstat(source.fileno()).st_size
+            while left > 0:
+                done = os.sendfile(copy, source.fileno(), None, min(left, _PIECE))
+                if not done:
+                    raise UnusableAdapter("The export's weights end before they should.")
+                left -= done
         used = Counter(constant.offset for constant in export.constants.values() if constant.size)
         moved: dict[str, int] = {}
-        scale = adapter.manifest.alpha / adapter.manifest.rank
         with mmap.mmap(copy, 0) as memory:
-            for module, (a, b) in matrices.items():  # 3
+            for module, change in changes.items():  # 3
                 name = places[module]
                 constant = export.constants[name]
-                weight = _dequantised(export, name, memory) if base is None else base.read(f"{module}.weight")
-                delta = (b * np.float32(scale)) @ a
-                if weight.shape != constant.shape or delta.shape != constant.shape:
-                    raise UnusableAdapter(
-                        f"{module} is {weight.shape} in the base model, {constant.shape} in the export and "
-                        f"{delta.shape} in the adapter; they do not belong together."
+                new = change.read()
+                if new.shape != constant.shape:
+                    raise _strangers(module, constant.shape, new.shape)
+                if change.added:
+                    old = (
+                        _dequantised(export, name, memory) if base is None else base.read(f"{module}.weight")
                     )
-                for part, data in _parts(export, name, np.add(weight, delta, dtype=np.float32)):
+                    if old.shape != constant.shape:
+                        raise _strangers(module, constant.shape, old.shape)
+                    new += old
+                if not np.isfinite(new).all():
+                    raise UnusableAdapter(f"Some of the numbers for {module} are none.")
+                for part, data in _parts(export, name, new):
                     there = export.constants[part]
                     if used[there.offset] > 1:
                         end = os.lseek(copy, 0, os.SEEK_END)
@@ -127,24 +135,44 @@ def _moved(folder: Path, moved: Mapping[str, int]) -> int:
 # --- what is merged -----------------------------------------------------------------------------------
 
 
-def _matrices(adapter: Adapter) -> dict[str, tuple[Floats, Floats]]:
-    """A and B by the name of the module they belong to."""
-    weights = _Weights(memoryview(adapter.weights))
-    modules = {
-        name.removeprefix(_PREFIX).removesuffix(_A)
-        for name in weights.names
-        if name.startswith(_PREFIX) and name.endswith(_A)
-    }
-    expected = {_PREFIX + module + end for module in modules for end in (_A, _B)}
-    if not modules or expected != weights.names:
-        raise UnusableAdapter("It holds something else than pairs of LoRA matrices.")
-    pairs = {}
-    for module in sorted(modules):
-        a, b = weights.read(_PREFIX + module + _A), weights.read(_PREFIX + module + _B)
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] != adapter.manifest.rank:
-            raise UnusableAdapter(f"The matrices of {module} are {a.shape} and {b.shape}.")
-        pairs[module] = (a, b)
-    return pairs
+class _Change(NamedTuple):
+    """What is done to one weight: B·A is added to it, or another is put in its place."""
+
+    weights: _Weights
+    names: tuple[str, ...]  # of A and B, or of the whole weight
+    scale: float
+
+    @property
+    def added(self) -> bool:
+        return len(self.names) == 2
+
+    def read(self) -> Floats:
+        """The whole matrix, made now: there is never more than one in memory."""
+        parts = [self.weights.read(name) for name in self.names]
+        if not self.added:
+            return parts[0]
+        a, b = parts
+        whole: Floats = np.matmul(b * np.float32(self.scale), a, dtype=np.float32)
+        return whole
+
+
+def _changes(adapter: Adapter) -> dict[str, _Change]:
+    """What the adapter does, by the name of the module."""
+    try:
+        modules = adapter.modules()
+        weights = _Weights(memoryview(adapter.weights))
+    except (MalformedAdapter, MalformedTensors) as error:
+        raise UnusableAdapter(f"It cannot be used: {error}.") from error
+    if adapter.manifest.kind == "full":
+        return {module: _Change(weights, (f"{module}.weight",), 1.0) for module in modules}
+    scale = adapter.manifest.alpha / adapter.manifest.rank
+    return {module: _Change(weights, (PREFIX + module + A, PREFIX + module + B), scale) for module in modules}
+
+
+def _strangers(module: str, there: tuple[int, ...], here: tuple[int, ...]) -> UnusableAdapter:
+    return UnusableAdapter(
+        f"{module} is {there} in the export, and {here} here; they do not belong together."
+    )
 
 
 def _place(export: Export, module: str) -> str:
@@ -163,19 +191,11 @@ def _place(export: Export, module: str) -> str:
 
 
 class _Weights:
-    """
-    Safetensors as float32, one tensor at a time.
-
-    Format: u64 length, JSON header, data (https://github.com/huggingface/safetensors#format). Read here since
-    the library gives numpy no bfloat16.
-    """
+    """Safetensors as float32, one tensor at a time: the library gives numpy no bfloat16."""
 
     def __init__(self, data: Any) -> None:
-        (length,) = struct.unpack("<Q", bytes(data[:8]))
-        header = json.loads(bytes(data[8 : 8 + length]))
-        header.pop("__metadata__", None)
-        self._pieces: dict[str, tuple[Any, int, dict[str, Any]]] = {
-            name: (data, 8 + length, about) for name, about in header.items()
+        self._tensors: dict[str, tuple[Any, Tensor]] = {
+            name: (data, tensor) for name, tensor in layout(data).items()
         }
 
     @classmethod
@@ -184,25 +204,23 @@ class _Weights:
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             raise UnusableAdapter("The base model's folder has no weights to merge with.")
-        first, *others = (cls(np.memmap(path, mode="r", dtype=np.uint8)) for path in paths)
+        try:
+            first, *others = (cls(np.memmap(path, mode="r", dtype=np.uint8)) for path in paths)
+        except MalformedTensors as error:
+            raise UnusableAdapter(f"The base model's weights cannot be read: {error}.") from error
         for other in others:
-            first._pieces |= other._pieces
+            first._tensors |= other._tensors
         return first
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._pieces)
 
     def read(self, name: str) -> Floats:
         """One tensor; raises `UnusableAdapter`."""
         try:
-            data, start, about = self._pieces[name]
+            data, tensor = self._tensors[name]
         except KeyError:
             raise UnusableAdapter(f"The base model has no weight called {name}.") from None
-        begin, end = about["data_offsets"]
         try:
-            raw = np.frombuffer(data, np.uint8, count=end - begin, offset=start + begin)
-            return _floats(raw, about["dtype"].lower()).reshape(about["shape"])
+            raw = np.frombuffer(data, np.uint8, count=tensor.end - tensor.begin, offset=tensor.begin)
+            return _floats(raw, tensor.kind).reshape(tensor.shape)
         except (ValueError, KeyError) as error:
             raise UnusableAdapter(f"{name} cannot be read.") from error
 

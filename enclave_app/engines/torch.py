@@ -3,8 +3,8 @@ Hugging Face models on PyTorch: the engine that runs what the fast one cannot, a
 
 Sequences of like length are continued together, a token each per step (`past.py` holds their keys and
 values); a prompt is read by itself, a piece per step, and joins then. Base weights are loaded once and never
-change; adapters are small matrices beside them (peft), switched on while their rows are at it. How a token is
-chosen is `choice.py`, beam search `beams.py`.
+change; adapters are small matrices beside them (peft), or whole weights in the place of some, switched on
+while their rows are at it. How a token is chosen is `choice.py`, beam search `beams.py`.
 
 A family that cannot be padded (recurrent states, positions that depend on the longest of a batch) is read
 whole and continued one sequence after another; `card().details` says so.
@@ -144,6 +144,11 @@ class TorchEngine:
         self._tunable: Any = None if self._ipex else plain
         self._peft: Any = None  # a PeftModel around `_tunable`, from the first adapter on
         self._names: dict[str, str] = {}  # peft's, by version
+        self._wholes: dict[str, dict[str, torch.Tensor]] = {}  # weights by name, by version
+        self._weights: dict[str, torch.nn.Parameter] = {}  # of `_tunable`
+        if not self._ipex:
+            self._weights |= plain.named_parameters()
+        self._base: dict[str, torch.Tensor] = {}  # what is not in its place now
         self._counter = 0
         self._active: str | None = None  # the version that is switched on, "" = none; None = not known
         self._config: Any = plain.config.get_text_config(decoder=True)
@@ -241,7 +246,7 @@ class TorchEngine:
 
     def _check(self, work: Work) -> None:
         sampling = work.sampling
-        if work.tuning and work.tuning not in self._names:
+        if work.tuning and work.tuning not in self._names and work.tuning not in self._wholes:
             raise Conflict("This tuned model is not loaded.", code="not_loaded")
         if sampling.constraint is not None:
             raise Refusal(
@@ -531,8 +536,42 @@ class TorchEngine:
     # --- adapters -------------------------------------------------------------------------------------
 
     def load(self, version: str, adapter: Adapter) -> None:
-        if version in self._names:
+        if version in self._names or version in self._wholes:
             return
+        try:
+            adapter.modules()
+            weights = safetensors.torch.load(adapter.weights)
+            if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+                raise _damaged()
+            if self._tunable is None:
+                self._tunable = self._loaded()
+                self._weights = dict(self._tunable.named_parameters())
+        except Refusal:
+            raise
+        except Exception as error:
+            if _out_of_memory(error):
+                raise _no_memory() from error
+            raise _damaged() from error
+        if adapter.manifest.kind == "full":
+            self._wholes[version] = self._whole(weights)
+        else:
+            self._names[version] = self._beside(adapter, weights)
+
+    def _whole(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """New weights as the model takes them; raises `Refusal`."""
+        for name, tensor in weights.items():
+            there = self._weights.get(name)
+            if there is None or there.shape != tensor.shape:
+                raise _damaged()
+        try:
+            return {name: tensor.to(self._device, self._dtype) for name, tensor in weights.items()}
+        except (MemoryError, RuntimeError) as error:
+            if _out_of_memory(error):
+                raise _no_memory() from error
+            raise
+
+    def _beside(self, adapter: Adapter, weights: dict[str, torch.Tensor]) -> str:
+        """Peft's name of the matrices that are beside the weights now; raises `Refusal`."""
         manifest = adapter.manifest
         config = LoraConfig(
             r=manifest.rank,
@@ -544,11 +583,8 @@ class TorchEngine:
         )
         self._counter += 1
         name = f"a{self._counter}"
-        self._active = None
+        self._put_back()
         try:
-            weights = safetensors.torch.load(adapter.weights)
-            if self._tunable is None:
-                self._tunable = self._loaded()
             if self._peft is None:
                 self._peft = get_peft_model(
                     self._tunable, config, adapter_name=name, autocast_adapter_dtype=False
@@ -565,32 +601,44 @@ class TorchEngine:
             self._drop(name)
             raise _damaged()
         self._peft.to(self._device).requires_grad_(False).eval()
-        self._names[version] = name
+        return name
 
     def unload(self, version: str) -> None:
-        name = self._names.pop(version, None)
-        if name is None:
+        name, whole = self._names.pop(version, None), self._wholes.pop(version, None)
+        if name is None and whole is None:
             return
         for number, kept in list(self._kept.items()):
             if kept.tuning == version:
                 del self._kept[number]
-        self._drop(name)
+        self._put_back()
+        if name is not None:
+            self._drop(name)
 
     def _drop(self, name: str) -> None:
         self._active = None
         if self._peft is not None and name in self._peft.peft_config:
             self._peft.delete_adapter(name)
 
+    def _put_back(self) -> None:
+        """The base model's own weights where they belong; nobody is at work with others just now."""
+        self._active = None
+        for name, tensor in self._base.items():
+            self._weights[name].data = tensor
+        self._base.clear()
+
     def _switched(self, tuning: str) -> Any:
         """The model with this adapter at work and no other."""
-        if tuning == self._active or self._peft is None:
+        if tuning == self._active or (self._peft is None and not self._wholes and not self._base):
             return self._tunable if tuning else self._net
-        self._active = None
-        if tuning:
+        self._put_back()
+        if tuning in self._names:
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(self._names[tuning])
-        else:
+        elif self._peft is not None:
             self._peft.base_model.disable_adapter_layers()
+        for name, tensor in self._wholes.get(tuning, {}).items():
+            self._base[name] = self._weights[name].data
+            self._weights[name].data = tensor
         self._active = tuning
         return self._tunable if tuning else self._net
 

@@ -1,15 +1,19 @@
 """
-Tuned models in memory: made ready when asked for, so many at a time; the one that rested longest makes room.
+Tuned models in memory: made ready when asked for, so many at a time and in so much memory. The one that
+rested longest makes room.
 
 Where the engine takes adapters in beside its model ("within"), they are loaded into its process; where it
 does not ("apart"), each tuned model has a process and a line of its own. One that somebody waits for or is
-answered by is never taken away. A new version takes the place of its owner's old one.
+answered by is never taken away. One that is let go (another took its place, or it was deleted) leaves when
+the last of its answers has been given; until then it does not count among those that are held.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -26,6 +30,8 @@ from .worker import UnusableEngine, Worker, WorkerGone
 _log = logging.getLogger("enclave_app")
 _SPARE: Final = 64 << 20  # bytes that are to be left free beside a new process
 _MOST_TRIES: Final = 3
+GRACE_SECONDS: Final = 10.0
+"""So long a model that was replaced stays: who was given it a moment ago may still be reading his prompt."""
 
 MakeTuned = Callable[[Adapter], Awaitable[Worker]]
 MakeStation = Callable[[Callable[[], Awaitable[Worker]]], Station]
@@ -38,12 +44,19 @@ class _Held:
     tuning: Tuning
     task: asyncio.Task[None]
     station: Station | None = None  # of its own, if it has one
-    outdated: bool = False  # its owner has a newer one
+    size: int = 0  # bytes, where it has none
+    leaves: float | None = None  # when it may go (`time.monotonic`), if it was let go
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        pid = None if self.station is None else self.station.pid
+        return self.size if pid is None else resident_bytes(pid)
 
 
 class Shelf:
     """
-    The tuned models of one base model.
+    The tuned models of one base model: at most `most` in at most `budget` bytes (0 = in what is free).
 
     `make` starts a tuned model's own process, `station` gives that a line; both only for an engine that
     tunes "apart". `free` tells how much memory there is.
@@ -58,12 +71,14 @@ class Shelf:
         most: int,
         most_waiting: int,
         most_of_one: int,
+        budget: int = 0,
         free: Callable[[], int | None] = free_bytes,
     ) -> None:
         self._base = base
         self._make = make
         self._new_station = station
         self._most = most
+        self._budget = budget
         self._most_waiting = most_waiting
         self._most_of_one = most_of_one
         self._free = free
@@ -111,13 +126,36 @@ class Shelf:
                 await asyncio.shield(held.task)
                 if self._held.get(tuning.version) is held:
                     self._held.move_to_end(tuning.version)
-                    held.outdated = False
                     return
                 # Taken away again before this caller's turn came.
         finally:
             self._waiting[tuning.owner] -= 1
             self._waiting += Counter()  # who waits no more is not remembered
         raise _all_busy()
+
+    def holds(self, version: str) -> bool:
+        """Is it in memory?"""
+        held = self._held.get(version)
+        return held is not None and _settled(held)
+
+    def let_go(self, version: str, *, after: float = 0.0) -> None:
+        """
+        Take it away when nobody is answered by it any more, but not within so many seconds.
+
+        From now on it does not count among those that are held. `math.inf` = until this is called again.
+        """
+        held = self._held.get(version)
+        if held is not None:
+            held.leaves = time.monotonic() + after
+            if 0 < after < math.inf:
+                asyncio.get_running_loop().call_later(after, self._sweep)
+            self._sweep()
+
+    def keep(self, version: str) -> None:
+        """Do not let it go after all."""
+        held = self._held.get(version)
+        if held is not None:
+            held.leaves = None
 
     def station(self, version: str) -> Station:
         """Where this tuned model is asked. Raises `Refusal` if it is not in memory."""
@@ -138,11 +176,8 @@ class Shelf:
         try:
             adapter = await asyncio.to_thread(tuning.load)
             async with self._loading:
-                for held in self._held.values():
-                    if tuning.owner == held.tuning.owner != "" and held.tuning.version != tuning.version:
-                        held.outdated = True
                 self._sweep()
-                await self._place()
+                await self._place(self._held[tuning.version])
                 if self._base.card.tunes == "within":
                     await self._load_within(tuning, adapter)
                 else:
@@ -157,26 +192,19 @@ class Shelf:
         worker = self._base.worker
         if worker is None:
             raise restarted()
+        await self._room(len(adapter.weights), process=False)
         try:
             await worker.load(tuning.version, adapter)
         except WorkerGone:
             raise restarted() from None
+        self._held[tuning.version].size = len(adapter.weights)
 
     async def _load_apart(self, tuning: Tuning, adapter: Adapter) -> None:
         make = self._make
         if make is None:
             raise Failed("This enclave cannot start tuned models.", code="no_tuned_models", status=503)
-        need = resident_bytes(self._base.pid) if self._base.pid is not None else 0
-        while (free := self._free()) is not None and free < need + _SPARE:
-            idle = self._idle()
-            if idle is None:
-                raise Busy(
-                    "There is not enough memory for your tuned model beside what is running. Try again "
-                    "later, or ask the base model.",
-                    code="no_memory",
-                    retry_after=30,
-                )
-            await self._end(idle)
+        # As much as the base model: whatever was tuned, the weights are as many.
+        await self._room(resident_bytes(self._base.pid) if self._base.pid is not None else 0, process=True)
 
         async def start() -> Worker:
             return await make(adapter)
@@ -202,17 +230,39 @@ class Shelf:
         if station.state == "closed":  # it died between
             raise restarted()
 
-    async def _place(self) -> None:
+    async def _place(self, coming: _Held) -> None:
         """Make a place on the shelf for one that is on its way."""
-        while sum(1 for held in self._held.values() if _settled(held)) >= self._most:
+        if coming.leaves is not None:
+            return
+        while sum(1 for held in self._held.values() if _settled(held) and held.leaves is None) >= self._most:
             idle = self._idle()
             if idle is None:
                 raise _all_busy()
             await self._end(idle)
 
+    async def _room(self, need: int, *, process: bool) -> None:
+        """Have so many bytes of the budget left, and, for a process of its own, of the machine's memory."""
+        while not self._fits(need, process=process):
+            idle = self._idle()
+            if idle is None:
+                raise Busy(
+                    "There is not enough memory for your tuned model beside what is running. Try again "
+                    "later, or ask the base model.",
+                    code="no_memory",
+                    retry_after=30,
+                )
+            await self._end(idle)
+
+    def _fits(self, need: int, *, process: bool) -> bool:
+        if self._budget and sum(held.bytes for held in self._held.values()) + need > self._budget:
+            return False
+        free = self._free() if process else None
+        return free is None or free >= need + _SPARE
+
     def _idle(self) -> _Held | None:
-        """The one that rested longest."""
-        return next((held for held in self._held.values() if _settled(held) and not self._uses(held)), None)
+        """Who makes room: one that was let go, else the one that rested longest."""
+        idle = [held for held in self._held.values() if _settled(held) and not self._uses(held)]
+        return min(idle, key=lambda held: held.leaves is None, default=None)
 
     def _uses(self, held: _Held) -> list[Answer]:
         """What runs on it or waits for it."""
@@ -231,9 +281,10 @@ class Shelf:
             self._base.worker.unload(held.tuning.version)
 
     def _sweep(self) -> None:
-        """Take away what has been replaced, as soon as nobody is answered by it any more."""
-        for held in [each for each in self._held.values() if each.outdated and _settled(each)]:
-            if not self._uses(held):
+        """Take away what was let go, as soon as nobody is answered by it any more."""
+        now = time.monotonic()
+        for held in list(self._held.values()):
+            if held.leaves is not None and held.leaves <= now and _settled(held) and not self._uses(held):
                 self._forget(held)
                 if held.station is not None:
                     held.station.close()

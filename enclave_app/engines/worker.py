@@ -35,10 +35,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 from .. import pipe
+from ..child import PACKAGES
 from ..refusals import Failed, Refusal
 from . import Card, Constraint, Engine, Refused, Sampling, Spec, Token, Update, Work
 from .adapter import Adapter
@@ -47,9 +47,8 @@ _HEAD = struct.Struct(">cQ")
 _LARGEST: Final = 256 << 20  # bytes that an engine may say at once
 _BEAT_SECONDS: Final = 1.0  # how often a worker whose steps bring nothing says that it makes them
 _TAKING_SECONDS: Final = 0.1
-_PACKAGES: Final = str(Path(__file__).resolve().parents[2])
 _START: Final = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from enclave_app.engines.worker import child; child()"
+    "import sys; sys.path[:0] = sys.argv[1:]; from enclave_app.engines.worker import child; child()"
 )
 _log = logging.getLogger("enclave_app")
 
@@ -363,7 +362,7 @@ async def in_process(spec: Spec, adapter: Adapter | None = None) -> Worker:
         try:
             # Not asyncio's: that one reaps through a watcher of the loop, and this may be ended after it.
             process = subprocess.Popen(  # noqa: S603 - our own interpreter, our own code
-                [sys.executable, "-I", "-c", _START, _PACKAGES],
+                [sys.executable, "-I", "-c", _START, *PACKAGES],
                 stdin=there.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # a library's complaint may quote a prompt
@@ -399,6 +398,8 @@ def environment(outer: Mapping[str, str]) -> dict[str, str]:
 
     kept = {name: outer[name] for name in ("PATH", "HOME", "TMPDIR", "OMP_NUM_THREADS") if name in outer}
     kept |= {"LANG": "C.UTF-8", "GLIBC_TUNABLES": MALLOC_TUNABLES}
+    # numpy merges small matrices (patch.py): its threads would wait for each other longer than they compute.
+    kept["OPENBLAS_NUM_THREADS"] = "1"
     keep_from_hub(kept)
     return kept
 

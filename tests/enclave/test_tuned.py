@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ from enclave_app.engines.adapter import Adapter, Manifest
 from enclave_app.engines.desk import Desk
 from enclave_app.engines.echo import ByteTokenizer
 from enclave_app.engines.worker import Worker, in_process
+from enclave_app.figures import resident_bytes
 from enclave_app.refusals import Busy, Failed, RateLimited, Refusal
 from tests.enclave.test_desk import NAME, run, text_of, the_worker, until
 
@@ -150,30 +152,99 @@ def test_a_model_that_is_answering_is_never_taken_away(way: Way) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_new_version_takes_the_place_of_its_owners_old_one_when_that_has_answered(way: Way) -> None:
+def test_a_model_that_is_let_go_answers_to_its_end_and_leaves_its_place_at_once(way: Way) -> None:
     async def tried() -> None:
-        async with opened(way, rate=50, most_tuned=2) as desk:
-            old, new, other = tuning("old", "me"), tuning("new", "me"), tuning("other")
-            await asked(desk, other)
+        async with opened(way, rate=50, most_tuned=1) as desk:
+            old, new = tuning("old", "me"), tuning("new", "me")
             await desk.tuned(NAME, old)
-            answer = desk.ask(NAME, work("x" * 40, old))
-            assert held(desk) == {other.version, old.version}
-            # `other` rested; `old` is outdated, but still answering.
+            running, waiting = (desk.ask(NAME, work(text, old)) for text in ("x" * 40, "y" * 30))
+            desk.let_go(NAME, old.version)
             assert await asked(desk, new) == f"{mark('new')}hello"
             assert held(desk) == {old.version, new.version}
-            assert await text_of(answer) == mark("old") + "x" * 40
+            assert await text_of(running) == mark("old") + "x" * 40
+            assert await text_of(waiting) == mark("old") + "y" * 30
             assert held(desk) == {new.version}
 
     run(tried())
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_new_version_makes_its_owners_old_one_go_and_not_somebody_elses(way: Way) -> None:
+def test_a_model_that_is_let_go_may_be_asked_as_long_as_it_is_there(way: Way) -> None:
     async def tried() -> None:
-        async with opened(way, most_tuned=2) as desk:
-            for of in (tuning("other"), tuning("old", "me"), tuning("new", "me")):
+        async with opened(way, most_tuned=1) as desk:
+            old, new = tuning("old"), tuning("new")
+            await asked(desk, old)
+            desk.let_go(NAME, old.version, after=math.inf)
+            await asked(desk, new)
+            assert await asked(desk, old) == f"{mark('old')}hello"
+            assert held(desk) == {old.version, new.version}
+            desk.keep(NAME, old.version)
+            desk.let_go(NAME, "none such")
+            desk.let_go(NAME, old.version, after=0.05)
+            assert desk.holds(NAME, old.version)
+            await until(lambda: not desk.holds(NAME, old.version))
+            assert held(desk) == {new.version}
+
+    run(tried())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_tenants_models_stay_beside_each_other_until_somebody_needs_the_place(way: Way) -> None:
+    async def tried() -> None:
+        async with opened(way, most_tuned=3) as desk:
+            mine = [tuning(name, "me") for name in "abc"]
+            for of in mine:
                 await asked(desk, of)
-            assert held(desk) == {tuning("other").version, tuning("new").version}
+            assert held(desk) == {of.version for of in mine}
+            await asked(desk, tuning("other"))
+            assert held(desk) == {tuning("other").version, *(of.version for of in mine[1:])}
+
+    run(tried())
+
+
+def test_tuned_models_take_no_more_memory_than_they_may() -> None:
+    """S-13: of those within the base's process the tensors are counted."""
+
+    async def tried() -> None:
+        size = len(adapter("aa").weights)
+        async with opened("within", most_tuned=9, tuned_bytes=2 * size) as desk:
+            a, b, c = tuning("aa"), tuning("bb"), tuning("cc")
+            for of in (a, b, a, c):
+                await asked(desk, of)
+            assert held(desk) == {a.version, c.version}
+        async with opened("within", most_tuned=9, tuned_bytes=size - 1) as desk:
+            with pytest.raises(Busy) as refused:
+                await desk.tuned(NAME, a)
+            assert refused.value.code == "no_memory"
+            assert await asked(desk, None) == "hello"
+
+    run(tried())
+
+
+def test_the_processes_of_tuned_models_take_no_more_memory_than_they_may() -> None:
+    """S-13: the one that rested longest goes, one that answers does not."""
+
+    async def tried() -> None:
+        made: list[Worker] = []
+        async with opened("apart", rate=50, most_tuned=9, made=made) as desk:
+            shelf = desk._shelves[NAME]
+            a, b, c = tuning("a"), tuning("b"), tuning("c")
+            await asked(desk, a)
+            one = resident_bytes(made[0].pid)
+            shelf._budget = int(2.5 * one)
+            await asked(desk, b)
+            await asked(desk, a)
+            assert held(desk) == {a.version, b.version}
+            await asked(desk, c)
+            assert held(desk) == {a.version, c.version}
+            answers = [desk.ask(NAME, work("x" * 20, of)) for of in (a, c)]
+            with pytest.raises(Busy) as refused:
+                await desk.tuned(NAME, b)
+            assert refused.value.code == "no_memory"
+            assert [await text_of(answer) for answer in answers] == [
+                mark(name) + "x" * 20 for name in ("a", "c")
+            ]
+            assert await asked(desk, b) == f"{mark('b')}hello"
 
     run(tried())
 
