@@ -8,14 +8,16 @@ the sealed app: the plain one inside is not reachable from the network.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from .api import Rooms, build_api
 from .api.answers import refused
+from .api.tenant import expiring
 from .catalogue import Catalogue, Source
-from .datasets import Hub, HuggingFaceHub, NoHub
 from .engines import Spec
 from .engines.adapter import Adapter
 from .engines.desk import Desk, Make, MakeTuned
@@ -23,7 +25,11 @@ from .engines.echo import ByteTokenizer
 from .engines.station import stopping
 from .engines.worker import Worker, in_process
 from .gateway import Gateway, Limits
+from .hub import Hub, HuggingFaceHub, NoHub
 from .identity import Identity
+from .jobs.foreman import Foreman
+from .jobs.material import Material
+from .jobs.receipts import Signer
 from .measured import REFUSAL, Measured
 from .models import Model, UnusableModel, find, keep_from_hub, quiet
 from .operators_port import OperatorsPort
@@ -33,7 +39,6 @@ from .store import Store
 from .tokenizer import FolderTokenizer, UnusableTokenizer
 from .training import Trainer
 from .training.counting import CountingTrainer
-from .training.workshop import Workshop
 
 MULTIPART_OVERHEAD = 1 << 20
 
@@ -50,7 +55,7 @@ class Enclave(Gateway):
         super().__init__(
             self._inside,
             identity,
-            limits=Limits(body_bytes=settings.max_upload_bytes + MULTIPART_OVERHEAD),
+            limits=Limits(body_bytes=_sealed(settings.max_upload_bytes) + MULTIPART_OVERHEAD),
             authorities=settings.authorities,
         )
         self.desk = rooms.desk
@@ -102,25 +107,36 @@ def create_app(
     quoter: Quoter,
     store: Store | None = None,
     hub: Hub | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Enclave:
-    """The sealed app over these parts; a store that is not given is a fresh one."""
+    """
+    The sealed app over these parts; a store that is not given is a fresh one.
+
+    `config` is the base model's config.json, for telling what a training takes of memory.
+    """
     store = store or _store(settings)
+    identity = Identity(quoter, config_digest=settings.digest())
     desk = Desk(
         most_waiting=settings.max_waiting,
         most_of_one=settings.max_waiting_each,
         tokens_of_one=settings.max_tokens_each,
         most_tuned=settings.max_tuned,
+        tuned_bytes=settings.tuned_memory_mib << 20,
         hang_seconds=settings.max_step_seconds,
     )
-    rooms = Rooms(
-        settings=settings,
-        store=store,
-        catalogue=Catalogue(base, instruct, desk, store),
-        desk=desk,
-        workshop=Workshop(trainer, settings.max_waiting_trainings),
-        hub=hub or (HuggingFaceHub() if settings.allow_outbound else NoHub()),
+    catalogue = Catalogue(base, instruct, desk, store, most_models=settings.max_models_each)
+    hub = hub or (HuggingFaceHub() if settings.allow_outbound else NoHub())
+    foreman = Foreman(
+        settings,
+        store,
+        trainer,
+        Material(settings, store, catalogue, hub, config),
+        catalogue,
+        base=base.fingerprint,
+        signer=Signer(identity),
+        expire=expiring(store),
     )
-    return Enclave(rooms, Identity(quoter, config_digest=settings.digest()))
+    return Enclave(Rooms(settings, store, catalogue, desk, foreman), identity)
 
 
 def from_settings(settings: Settings) -> Enclave:
@@ -151,8 +167,20 @@ def from_settings(settings: Settings) -> Enclave:
             f"BLINDBOX_MODEL and BLINDBOX_INSTRUCT_MODEL are two models of one name, {base.name}: callers "
             "could not tell them apart. Rename a folder, or use one model for both."
         )
-    trainer = SftTrainer(base_model, settings.device)
-    return create_app(settings, base=base, instruct=instruct, trainer=trainer, quoter=quoter)
+    trainer = SftTrainer(
+        base_model,
+        settings.device,
+        threads=settings.training_threads,
+        processes=settings.training_processes,
+    )
+    return create_app(
+        settings,
+        base=base,
+        instruct=instruct,
+        trainer=trainer,
+        quoter=quoter,
+        config=json.loads((base_model.folder / "config.json").read_bytes()),
+    )
 
 
 def source(model: Model, settings: Settings) -> Source:
@@ -182,6 +210,11 @@ def source(model: Model, settings: Settings) -> Source:
             "base_folder": str(model.folder),
         }
     return Source(_name(model), _worker(spec), words, model.fingerprint, tuned=_tuned(spec))
+
+
+def _sealed(size: int) -> int:
+    """So large can an upload of this size become: padded by up to an eighth, sealed piece by piece."""
+    return size * 9 // 8 + size // 512
 
 
 def _name(model: Model) -> str:

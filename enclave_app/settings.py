@@ -104,8 +104,9 @@ class Settings:
     max_stop_chars: int = 256  # … and how long each
     max_messages: int = 1024  # of one conversation
     max_schema_bytes: int = 32 << 10  # of a JSON schema that an answer has to follow
-    max_upload_bytes: int = 256 << 20
+    max_upload_bytes: int = 1 << 30  # of one file
     max_files: int = 100  # of one tenant
+    retention_days: int = 0  # files and jobs that are over go after so long; 0 = when their owner says
     max_training_rows: int = 100_000
     max_training_tokens: int = 512  # of one row; longer ones are cut at the end
     max_epochs: int = 100
@@ -113,10 +114,18 @@ class Settings:
     max_waiting_each: int = 64  # … and of one tenant
     max_tokens_each: int = 1 << 18  # of one tenant's prompts and answers together, waiting and running
     max_step_seconds: int = 300  # an engine that gives no sign of life for so long is started again
-    max_tuned: int = 4  # tuned models held in memory beside the base model
+    max_tuned: int = 4  # tuned models held in memory beside the base model, …
+    tuned_memory_mib: int = 0  # … and in how much of it, all together; 0 = in what is free
+    max_models_each: int = 32  # tuned models that one tenant may keep
     operator_port: int = 0  # /metrics and /health on 127.0.0.1; 0 = none
     drain_seconds: int = 30  # what runs may take so long to finish once the enclave is told to stop
-    max_waiting_trainings: int = 4
+    max_jobs_waiting: int = 64  # fine-tunings of all tenants, beside the one that runs
+    max_jobs_each: int = 8  # of one tenant, waiting and running
+    max_jobs_kept: int = 200  # records of one tenant; the oldest that are over go first
+    max_checkpoints: int = 4  # of one job; the oldest go first
+    training_threads: int = 0  # of a fine-tuning, all its processes together; 0 = the machine's cores
+    training_processes: int = 1  # that train one model together, each on its share of a batch
+    max_training_seconds: int = 86_400  # of one job; 0 = as long as it takes
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -252,6 +261,7 @@ _READERS: Mapping[str, Any] = {
     "max_new_tokens": _integer(1, 1_000_000),
     "max_upload_bytes": _integer(1, 1 << 40),
     "max_files": _integer(1, 1_000_000),
+    "retention_days": _integer(0, 36_500),
     "max_training_rows": _integer(1, 100_000_000),
     "max_training_tokens": _integer(8, 1_000_000),
     "max_epochs": _integer(1, 10_000),
@@ -265,7 +275,15 @@ _READERS: Mapping[str, Any] = {
     "max_tokens_each": _integer(1, 1 << 40),
     "max_step_seconds": _integer(1, 86_400),
     "max_tuned": _integer(0, 1000),
+    "tuned_memory_mib": _integer(0, 16 << 20),
+    "max_models_each": _integer(1, 100_000),
     "operator_port": _integer(0, 65535),
     "drain_seconds": _integer(0, 3600),
-    "max_waiting_trainings": _integer(0, 1000),
+    "max_jobs_waiting": _integer(0, 100_000),
+    "max_jobs_each": _integer(1, 10_000),
+    "max_jobs_kept": _integer(1, 100_000),
+    "max_checkpoints": _integer(1, 10_000),
+    "training_threads": _integer(0, 4096),
+    "training_processes": _integer(1, 64),
+    "max_training_seconds": _integer(0, 10_000_000),
 }

@@ -6,12 +6,13 @@ The inner app: thin routes over engines, training and the store. It knows no key
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from . import alpaca, answers, chat, completions, files, house, models, status
+from . import alpaca, answers, chat, completions, files, house, jobs, models, status, tenant, uploads
 from .rooms import Rooms
 
 __all__ = ["Rooms", "build_api"]
@@ -29,8 +30,10 @@ def build_api(rooms: Rooms) -> FastAPI:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         await rooms.catalogue.open()
+        rooms.foreman.open()
         yield
         rooms.desk.close()
+        await asyncio.to_thread(rooms.foreman.close)
 
     app = FastAPI(
         lifespan=life,
@@ -47,7 +50,8 @@ def build_api(rooms: Rooms) -> FastAPI:
             "exclude": lambda _: True,
         },
     )
+    app.state.foreman = rooms.foreman
     answers.install(app)
-    for routes in (house, alpaca, models, chat, completions, files, status):
+    for routes in (house, alpaca, models, chat, completions, files, uploads, jobs, tenant, status):
         app.include_router(routes.router(rooms))
     return app

@@ -21,8 +21,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blindbox_data import DataError
+
 from ..measured import REFUSAL
-from ..refusals import Failed, Refusal
+from ..refusals import Failed, Refusal, of_data
 
 T = TypeVar("T")
 log = logging.getLogger("enclave_app")
@@ -39,7 +41,7 @@ def refused(refusal: Refusal) -> JSONResponse:
         headers["retry-after"] = str(refusal.retry_after)
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if refusal.status == 409 or refusal.code.startswith("damaged_"):
+    if refusal.status in (409, 507) or refusal.code.startswith("damaged_"):
         headers["x-should-retry"] = "false"  # the openai package would otherwise send it again at once
     return JSONResponse(refusal.body(), refusal.status, headers)
 
@@ -51,6 +53,10 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, Refusal)
         request.scope[REFUSAL] = error.code  # counted by `measured.py`
         return refused(error)
+
+    async def on_data(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, DataError)
+        return await on_refusal(request, of_data(error))
 
     async def on_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -68,6 +74,7 @@ def install(app: FastAPI) -> None:
         return refused(Refusal(f"{where} is not as it should be.", code="invalid_value", param=where))
 
     app.add_exception_handler(Refusal, on_refusal)
+    app.add_exception_handler(DataError, on_data)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_middleware(_Surprises)
@@ -76,7 +83,8 @@ def install(app: FastAPI) -> None:
 _HTTP = {
     404: (
         "There is no such route. There are: /v1/chat/completions, /v1/completions, /v1/models, /v1/files, "
-        "/v1/blindbox/status, /test, /inference, /finetune and /generate.",
+        "/v1/uploads, /v1/fine_tuning/jobs, /v1/fine_tuning/preview, /v1/blindbox/status, "
+        "/v1/blindbox/tenant, /test, /inference, /finetune and /generate.",
         "not_found",
     ),
     405: ("This route does not take this method.", "method_not_allowed"),

@@ -1,8 +1,9 @@
 """
 The house API: `/test`, `/inference`, `/finetune` (also `/fine_tune` and `/finetuning`).
 
-`/test` is the instruct model, `/inference` the caller's tuned model (the base model before any tuning).
-`/finetune` answers when done; with `Accept: text/event-stream` it tells its progress on the way.
+`/test` is the instruct model, `/inference` the caller's newest tuned model, or the base model before that.
+`/finetune` is a job (`jobs.py`) whose caller waits: it answers when done, tells its progress on the way where
+`Accept: text/event-stream` asks for it, and is cancelled when the caller hangs up.
 """
 
 from __future__ import annotations
@@ -11,23 +12,22 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict, replace
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from ..catalogue import ADAPTERS, CURRENT, Served
-from ..datasets import Pairs, Wanted, numbered, read, select
+from ..catalogue import Served
 from ..engines import Sampling
-from ..refusals import Refusal
+from ..jobs import Job, Order, Source
+from ..jobs.foreman import Ear
+from ..refusals import Busy, Conflict, Failed, NotFound, Refusal
 from ..tenants import Tenant
-from ..training import Progress, Recipe, Trained
-from ..training.workshop import Place
+from ..training import Progress, Recipe
 from .answers import EventStream, unless_gone
 from .asking import PromptReader, ask
 from .bodies import COLDEST, Lesson, Question, body
-from .files import described, unsealed
+from .files import described
 from .rooms import Asking, Rooms
 from .wishes import new_tokens
 
@@ -65,14 +65,16 @@ def router(rooms: Rooms) -> APIRouter:
     async def finetune(
         request: Request, asking: Asking, lesson: Annotated[Lesson, Depends(body(Lesson))]
     ) -> Response:
-        recipe = _recipe(rooms, lesson)
-        with rooms.workshop.enter(asking.id) as place:
-            data = await _data(rooms, asking, lesson)
-            if "text/event-stream" not in request.headers.get("accept", ""):
-                return JSONResponse(await unless_gone(request, _finished(rooms, asking, place, data, recipe)))
-        # Taken again without an await between: nobody can have come in.
-        place = rooms.workshop.enter(asking.id)
-        return EventStream(_told(rooms, asking, place, data, recipe), place)
+        order = await asyncio.to_thread(_order, rooms, asking, lesson)
+        ear = Ear()
+        job = await rooms.foreman.create(asking, order, alone=True, ear=ear)
+        # Whoever hangs up cancels it, also before the first word of the answer.
+        held = rooms.foreman.held(job)
+        events = _told(rooms, asking, job, ear)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return EventStream(events, held)
+        with held:
+            return JSONResponse(await unless_gone(request, _finished(events)))
 
     return routes
 
@@ -115,8 +117,8 @@ def _sampling(question: Question, new_tokens: int) -> Sampling:
     )
 
 
-def _recipe(rooms: Rooms, lesson: Lesson) -> Recipe:
-    settings = rooms.settings
+def _order(rooms: Rooms, tenant: Tenant, lesson: Lesson) -> Order:
+    settings, name = rooms.settings, lesson.dataset_name
     if lesson.epochs > settings.max_epochs:
         raise Refusal(f"epochs may be 1 to {settings.max_epochs}.", code="invalid_value", param="epochs")
     if lesson.number_elements_for_training > settings.max_training_rows:
@@ -125,44 +127,40 @@ def _recipe(rooms: Rooms, lesson: Lesson) -> Recipe:
             code="invalid_value",
             param="number_elements_for_training",
         )
-    return Recipe(
-        epochs=lesson.epochs,
-        learning_rate=lesson.learning_rate,
-        batch_size=lesson.batch_size,
-        seed=lesson.seed,
-        most_tokens=settings.max_training_tokens,
-    )
-
-
-async def _data(rooms: Rooms, tenant: Tenant, lesson: Lesson) -> Pairs:
-    wanted = Wanted(
-        lesson.question_column, lesson.answer_column, lesson.number_elements_for_training, lesson.on_invalid
-    )
     config = (lesson.config_name or "").strip() or None
-
-    def read_and_select() -> Pairs:
-        name = lesson.dataset_name
-        if not name.startswith("file-"):
-            return select(numbered(rooms.hub.rows(name, config, wanted.number)), wanted)
-        if config is not None:
-            raise Refusal(
-                'An uploaded file has no configurations; send config_name as "".',
-                code="unknown_config",
-                param="config_name",
-            )
+    if not name.startswith("file-"):
+        training = Source(name, config=config, hub=True)
+    elif config is not None:
+        raise Refusal(
+            'An uploaded file has no configurations; send config_name as "".',
+            code="unknown_config",
+            param="config_name",
+        )
+    else:
         file = described(rooms.store, tenant, name, param="dataset_name")
-        with unsealed("file", "Delete it and upload it again."):
-            data = rooms.store.read(tenant, "files", name)
-        return select(read(data, file.form), wanted)
+        training = Source(name, file.form.value, file.sha256)
+    return Order(
+        model=rooms.catalogue.base.name,
+        training=training,
+        recipe=Recipe(
+            epochs=lesson.epochs,
+            learning_rate=lesson.learning_rate,
+            batch_size=lesson.batch_size,
+            seed=lesson.seed,
+            most_tokens=settings.max_training_tokens,
+        ),
+        question_column=lesson.question_column,
+        answer_column=lesson.answer_column,
+        number=lesson.number_elements_for_training,
+        on_invalid=lesson.on_invalid,
+        hyperparameters={"n_epochs": lesson.epochs, "batch_size": lesson.batch_size},
+        of_house=True,
+    )
 
-    return await asyncio.to_thread(read_and_select)
 
-
-async def _finished(
-    rooms: Rooms, tenant: Tenant, place: Place, data: Pairs, recipe: Recipe
-) -> dict[str, Any]:
+async def _finished(events: AsyncGenerator[tuple[str, Any], None]) -> dict[str, Any]:
     """The result alone."""
-    async with aclosing(_told(rooms, tenant, place, data, recipe)) as events:
+    async with aclosing(events):
         async for name, event in events:
             if name == "result":
                 result: dict[str, Any] = event
@@ -170,30 +168,56 @@ async def _finished(
     raise AssertionError("a training ends with a result or an error")
 
 
-async def _told(
-    rooms: Rooms, tenant: Tenant, place: Place, data: Pairs, recipe: Recipe
-) -> AsyncGenerator[tuple[str, Any], None]:
-    """Progress as it comes, then the result. The adapter is published before the result is told."""
-    began = time.monotonic()
-    at = Progress("reading")
-    yield "progress", asdict(at)
-    async with aclosing(place.train(data, recipe)) as items:
+async def _told(rooms: Rooms, tenant: Tenant, job: Job, ear: Ear) -> AsyncGenerator[tuple[str, Any], None]:
+    """Progress as it comes, then the result. The model is published before the result is told."""
+    began, ready = time.monotonic(), False
+    async with aclosing(ear.items()) as items:
         async for item in items:
             if isinstance(item, Progress):
-                at = item
-                yield "progress", asdict(at)
-            else:
-                yield "progress", asdict(replace(at, phase="publishing", eta_seconds=0.0))
-                await asyncio.to_thread(rooms.store.write, tenant, ADAPTERS, CURRENT, item.adapter.encode())
-                yield "result", _result(item, data, time.monotonic() - began)
+                if not ready:  # not before: what is wrong with the rows is told by a status
+                    ready = True
+                    yield "progress", _progress(Progress("reading"))
+                if item.phase != "reading":
+                    yield "progress", _progress(item)
+    job = await rooms.foreman.find(tenant, job.id)
+    if job.status != "succeeded":
+        raise _why(job)
+    yield "result", _result(job, time.monotonic() - began)
 
 
-def _result(trained: Trained, data: Pairs, seconds: float) -> dict[str, Any]:
+def _progress(at: Progress) -> dict[str, Any]:
+    return {name: getattr(at, name) for name in ("phase", "step", "total_steps", "loss", "eta_seconds")}
+
+
+def _why(job: Job) -> Refusal:
+    """Why there is no result."""
+    if job.live:
+        return Busy(
+            f"The enclave is stopping. The job {job.id} goes on once it is back and you ask for it.",
+            code="stopping",
+            retry_after=30,
+        )
+    if job.error is None:
+        return Conflict(
+            f"The fine-tuning is {job.status}: it was stopped by its job.", code="training_stopped"
+        )
+    kind = NotFound if job.error.status == 404 else Failed if job.error.status >= 500 else Refusal
+    # The job's own words, for the house API's names of the fields.
+    param = "dataset_name" if job.error.param == "training_file" else job.error.param
+    return kind(job.error.message, code=job.error.code, param=param, status=job.error.status)
+
+
+def _result(job: Job, seconds: float) -> dict[str, Any]:
+    data = job.data or {}
+    dropped = [row for rows in data.get("dropped", {}).values() for row in rows["rows"]]
     return {
         "text": DONE,
-        **trained.report,
-        "rows_skipped": len(data.skipped),
-        "skipped_rows": list(data.skipped[:100]),
-        "adapter": trained.adapter.manifest.weights_sha256,
+        "rows_used": data.get("rows_used"),
+        **job.report,
+        "rows_skipped": data.get("rows_dropped", 0),
+        "skipped_rows": sorted(dropped)[:100],
+        "adapter": job.adapter,
         "seconds": round(seconds, 3),
+        "job": job.id,
+        "model": job.fine_tuned_model,
     }

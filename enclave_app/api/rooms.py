@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request
 
 from ..catalogue import Catalogue
-from ..datasets import Hub
 from ..engines.desk import Desk
+from ..jobs.foreman import Foreman
 from ..settings import Settings
 from ..store import Store
 from ..tenants import Tenant, tenant_from
-from ..training.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +23,14 @@ class Rooms:
     store: Store
     catalogue: Catalogue
     desk: Desk
-    workshop: Workshop
-    hub: Hub
+    foreman: Foreman
 
 
-async def _asking(authorization: Annotated[str | None, Header()] = None) -> Tenant:
-    return tenant_from(authorization)
+async def _asking(request: Request, authorization: Annotated[str | None, Header()] = None) -> Tenant:
+    tenant = tenant_from(authorization)
+    foreman: Foreman = request.app.state.foreman
+    foreman.seen(tenant)  # what it left unfinished goes on, whatever it asks for
+    return tenant
 
 
 Asking = Annotated[Tenant, Depends(_asking)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import logging
@@ -19,11 +20,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from enclave_app.api import Rooms, build_api
-from enclave_app.datasets import Pairs
 from enclave_app.engines import Sampling, Update, Work
 from enclave_app.engines.echo import EchoEngine
 from enclave_app.prompts import Template
-from enclave_app.training import Progress, Recipe, Trained, TrainingFailed, Unlearnable
+from enclave_app.training import Progress, Snapshot, Task, Trained, TrainingFailed, Unlearnable
 from enclave_app.training.counting import CountingTrainer
 from tests.kit.rooms import ALICE, BOB, client_of, error_of, events_of, rooms_in
 
@@ -237,6 +237,7 @@ def test_a_file_goes_up_is_listed_described_and_gone(client: TestClient) -> None
         "filename": "rows.jsonl",
         "purpose": "fine-tune",
         "status": "processed",
+        "sha256": hashlib.sha256(JSONL).hexdigest(),
     }
     assert abs(made["created_at"] - time.time()) < 60
     assert client.get("/v1/files").json()["data"] == [made]
@@ -245,6 +246,7 @@ def test_a_file_goes_up_is_listed_described_and_gone(client: TestClient) -> None
         "id": made["id"],
         "object": "file",
         "deleted": True,
+        "blindbox": {"removed": {"files": 1, "bytes": len(JSONL)}},
     }
     assert client.get("/v1/files").json()["data"] == []
     error_of(client.get(f"/v1/files/{made['id']}"), 404, "file_not_found")
@@ -307,31 +309,39 @@ def test_another_tenants_file_and_adapter_do_not_exist_for_me(client: TestClient
 def test_an_adapter_kept_in_memory_answers_its_own_tenant_alone(rooms: Rooms, client: TestClient) -> None:
     """S-22: whoever holds the disk puts one tenant's file, or its salt, in another's place; neither opens."""
     assert client.post("/finetune", json=lesson(upload(client))).status_code == 200
-    (hers,) = rooms.store.root.glob("*/adapters/current")
+    (hers,) = rooms.store.root.glob("*/adapters/*")
     bobs_rows = upload(client, JSONL.replace(b'"q ', b'"x '), headers=BOB)
     assert client.post("/finetune", json=lesson(bobs_rows), headers=BOB).status_code == 200
-    (his,) = set(rooms.store.root.glob("*/adapters/current")) - {hers}
+    (his,) = set(rooms.store.root.glob("*/adapters/*")) - {hers}
     own = his.read_bytes()
     question = {"input_text": "x"}
     answered = client.post("/inference", json=question).json()["completion"]
     assert answered.startswith("[")
-    for planted in (hers.read_bytes(), hers.read_bytes()[:48] + own[48:]):
+    his_own = client.post("/inference", json=question, headers=BOB).json()["completion"]
+    for planted in (hers.read_bytes(), hers.read_bytes()[:48] + own[48:], own):
         his.write_bytes(planted)
-        error_of(client.post("/inference", json=question, headers=BOB), 500, "damaged_adapter")
-    his.write_bytes(own)
-    assert client.post("/inference", json=question, headers=BOB).json()["completion"] not in ("x", answered)
+        # Before and after a restart, which has nothing in memory.
+        assert client.post("/inference", json=question, headers=BOB).json()["completion"] == his_own
+        with client_of(rooms_in(rooms.store.root), BOB) as again:
+            if planted is own:
+                assert again.post("/inference", json=question).json()["completion"] == his_own
+            else:
+                error_of(again.post("/inference", json=question), 500, "damaged_adapter")
+    assert his_own not in ("x", answered)
 
 
 def test_what_is_stored_cannot_be_read_at_rest(rooms: Rooms, client: TestClient) -> None:
     secret = b"canary-0451-canary"
     made = upload(
         client,
-        b'{"question": "' + secret * 100 + b'", "answer": "' + secret + b'"}',
+        b'{"question": "' + secret * 10 + b'", "answer": "' + secret + b'"}',
         secret.decode() + ".jsonl",
     )
     client.post("/finetune", json=lesson(made, number_elements_for_training=1))
     files = [path for path in rooms.store.root.rglob("*") if path.is_file()]
-    assert len(files) == 3
+    assert {path.parent.name for path in files} == {
+        *("files", "file-descriptions", "jobs", "job-events", "checkpoints", "adapters", "models"),
+    }
     for path in files:
         assert secret not in path.read_bytes()
         assert secret.decode() not in str(path)
@@ -503,17 +513,18 @@ def test_null_and_empty_rows_are_counted_and_named_or_skipped_on_request(client:
 
 
 def test_one_column_for_both_is_plain_text(client: TestClient, rooms: Rooms) -> None:
-    seen: list[Pairs] = []
+    seen: list[Task] = []
 
     class Listening(CountingTrainer):
-        def train(self, data: Pairs, recipe: Recipe, stopped: Any) -> Iterator[Progress | Trained]:
-            seen.append(data)
-            return super().train(data, recipe, stopped)
+        def train(self, task: Task, stopped: Any) -> Iterator[Progress | Snapshot | Trained]:
+            seen.append(task)
+            return super().train(task, stopped)
 
-    rooms.workshop.trainer = Listening()
+    rooms.foreman.trainer = Listening()
     assert client.post("/finetune", json=lesson(upload(client), answer_column="question")).status_code == 200
-    assert seen[0].plain_text
-    assert seen[0].rows[3] == ("q 3", "q 3")
+    assert seen[0].template == "text"
+    assert bytes(list(seen[0].examples[3].ids)[:-1]) == b"q 3"
+    assert list(seen[0].examples[3].labels) == list(seen[0].examples[3].ids)
 
 
 class Slow(CountingTrainer):
@@ -524,7 +535,7 @@ class Slow(CountingTrainer):
         self.begun, self.running = threading.Semaphore(0), threading.Event()
         self.go, self.stopped = threading.Event(), threading.Event()
 
-    def train(self, data: Pairs, recipe: Recipe, stopped: Any) -> Iterator[Progress | Trained]:
+    def train(self, task: Task, stopped: Any) -> Iterator[Progress | Snapshot | Trained]:
         self.begun.release()
         self.running.set()
         yield Progress("training", 0, 1)
@@ -532,7 +543,7 @@ class Slow(CountingTrainer):
             if stopped():
                 self.stopped.set()
                 return
-        yield from super().train(data, recipe, stopped)
+        yield from super().train(task, stopped)
 
 
 @contextmanager
@@ -554,7 +565,7 @@ def training(
 def test_two_fine_tunings_of_one_tenant_at_once_get_409_and_others_wait_their_turn(tmp_path: Path) -> None:
     """S-25: one wins, the second is told what to do, the first is not harmed; other tenants queue."""
     slow = Slow()
-    rooms = rooms_in(tmp_path, trainer=slow, max_waiting_trainings=1)
+    rooms = rooms_in(tmp_path, trainer=slow, max_jobs_waiting=1)
     with client_of(rooms) as client:
         mine, bobs = upload(client), upload(client, headers=BOB)
         carol = {"authorization": "Bearer carol-carol-carol-carol"}
@@ -567,7 +578,7 @@ def test_two_fine_tunings_of_one_tenant_at_once_get_409_and_others_wait_their_tu
                 assert response.headers["x-should-retry"] == "false"
             with training(client, lesson(bobs), BOB) as second:
                 deadline = time.monotonic() + 10
-                while len(rooms.workshop._tenants) < 2 and time.monotonic() < deadline:
+                while len(rooms.foreman._live) < 2 and time.monotonic() < deadline:
                     time.sleep(0.01)
                 full = client.post("/finetune", json=lesson(carols), headers=carol)
                 error_of(full, 503, "training_queue_full")
@@ -586,7 +597,7 @@ class Failing(CountingTrainer):
         super().__init__()
         self.error = error
 
-    def train(self, data: Pairs, recipe: Recipe, stopped: Any) -> Iterator[Progress | Trained]:
+    def train(self, task: Task, stopped: Any) -> Iterator[Progress | Snapshot | Trained]:
         yield Progress("training", 1, 9)
         yield Progress("training", 2, 9)
         raise self.error
@@ -612,7 +623,7 @@ def test_a_failed_training_leaves_the_previous_adapter_answering(
     made = upload(client)
     client.post("/finetune", json=lesson(made))
     before = client.post("/inference", json={"input_text": "x"}).json()
-    rooms.workshop.trainer = Failing(error)
+    rooms.foreman.trainer = Failing(error)
     with caplog.at_level(logging.DEBUG):
         plain = client.post("/finetune", json=lesson(made))
         streamed = client.post("/finetune", json=lesson(made), headers={"accept": "text/event-stream"})
@@ -621,7 +632,7 @@ def test_a_failed_training_leaves_the_previous_adapter_answering(
     assert (name, data["error"]["code"]) == ("error", code)
     assert "canary" not in plain.text + streamed.text + caplog.text
     assert client.post("/inference", json={"input_text": "x"}).json() == before
-    rooms.workshop.trainer = CountingTrainer()
+    rooms.foreman.trainer = CountingTrainer()
     assert client.post("/finetune", json=lesson(made, epochs=9)).status_code == 200
     assert client.post("/inference", json={"input_text": "x"}).json() != before
 
@@ -906,14 +917,15 @@ def test_the_adapters_bytes_on_disk_may_rot_and_the_answer_says_what_to_do(
 ) -> None:
     made = upload(client)
     client.post("/finetune", json=lesson(made))
-    (adapter,) = rooms.store.root.glob("*/adapters/current")
+    (adapter,) = rooms.store.root.glob("*/adapters/*")
     data = bytearray(adapter.read_bytes())
     data[-1] ^= 1
     adapter.write_bytes(data)
-    message = error_of(client.post("/inference", json={"input_text": "x"}), 500, "damaged_adapter")
-    assert "Fine-tune again" in message
-    assert client.post("/finetune", json=lesson(made)).status_code == 200
-    assert client.post("/inference", json={"input_text": "x"}).status_code == 200
+    with client_of(rooms_in(rooms.store.root)) as again:  # what is in memory is not read again
+        message = error_of(again.post("/inference", json={"input_text": "x"}), 500, "damaged_adapter")
+        assert "then fine-tune again" in message
+        assert again.post("/finetune", json=lesson(made)).status_code == 200
+        assert again.post("/inference", json={"input_text": "x"}).status_code == 200
 
 
 def test_fields_in_parquet_and_csv_serve_as_well(client: TestClient) -> None:

@@ -50,6 +50,7 @@ def test_every_field_can_be_set_and_is_read_as_its_type() -> None:
             "BLINDBOX_MAX_NEW_TOKENS": "7",
             "BLINDBOX_MAX_UPLOAD_BYTES": "1000",
             "BLINDBOX_MAX_FILES": "2",
+            "BLINDBOX_RETENTION_DAYS": "30",
             "BLINDBOX_MAX_TRAINING_ROWS": "3",
             "BLINDBOX_MAX_TRAINING_TOKENS": "64",
             "BLINDBOX_MAX_EPOCHS": "4",
@@ -63,9 +64,17 @@ def test_every_field_can_be_set_and_is_read_as_its_type() -> None:
             "BLINDBOX_MAX_TOKENS_EACH": "1000",
             "BLINDBOX_MAX_STEP_SECONDS": "11",
             "BLINDBOX_MAX_TUNED": "0",
+            "BLINDBOX_TUNED_MEMORY_MIB": "700",
+            "BLINDBOX_MAX_MODELS_EACH": "3",
             "BLINDBOX_OPERATOR_PORT": "9090",
             "BLINDBOX_DRAIN_SECONDS": "12",
-            "BLINDBOX_MAX_WAITING_TRAININGS": "0",
+            "BLINDBOX_MAX_JOBS_WAITING": "0",
+            "BLINDBOX_MAX_JOBS_EACH": "2",
+            "BLINDBOX_MAX_JOBS_KEPT": "9",
+            "BLINDBOX_MAX_CHECKPOINTS": "1",
+            "BLINDBOX_TRAINING_THREADS": "3",
+            "BLINDBOX_TRAINING_PROCESSES": "2",
+            "BLINDBOX_MAX_TRAINING_SECONDS": "60",
         }
     )
     assert all(getattr(read, field.name) != getattr(Settings(), field.name) for field in fields(Settings))
@@ -221,7 +230,7 @@ def test_every_setting_stands_in_the_manual_with_its_default() -> None:
 
 
 def start(environ: dict[str, str], seconds: float = 60) -> subprocess.CompletedProcess[str]:
-    paths = [str(REPOSITORY), str(REPOSITORY / "attestation")]
+    paths = [str(REPOSITORY), str(REPOSITORY / "attestation"), str(REPOSITORY / "data")]
     code = f"import sys; sys.path[:0] = {paths!r}; import runpy; "
     return subprocess.run(
         [sys.executable, "-I", "-c", code + "runpy.run_module('enclave_app', run_name='__main__')"],
@@ -283,7 +292,7 @@ def test_a_model_that_cannot_be_read_stops_the_start_in_words(
 def test_the_process_that_answers_the_network_imports_nothing_heavy() -> None:
     """A cold start is mostly imports; and what is not there cannot be attacked."""
     code = (
-        f"import sys; sys.path[:0] = {[str(REPOSITORY), str(REPOSITORY / 'attestation')]!r}\n"
+        f"import sys; sys.path[:0] = {[str(REPOSITORY / room) for room in ('', 'attestation', 'data')]!r}\n"
         "from enclave_app import __main__, serving\n"
         "from enclave_app.main import from_settings\n"
         "from enclave_app.settings import Settings\n"

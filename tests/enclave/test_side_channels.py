@@ -25,9 +25,9 @@ import numpy as np
 
 from blindbox_attestation.channel import varint
 from enclave_app.catalogue import Source
-from enclave_app.datasets import NoHub
 from enclave_app.engines.echo import EchoEngine
 from enclave_app.engines.worker import Worker, in_thread
+from enclave_app.hub import NoHub
 from enclave_app.main import create_app
 from enclave_app.settings import Settings
 from enclave_app.store import Store

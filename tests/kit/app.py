@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from enclave_app.catalogue import Source
-from enclave_app.datasets import NoHub
 from enclave_app.engines import Engine
 from enclave_app.engines.echo import ByteTokenizer, EchoEngine
 from enclave_app.engines.worker import Worker, in_thread
 from enclave_app.gateway import Gateway
+from enclave_app.hub import NoHub
 from enclave_app.main import create_app
 from enclave_app.quoting import Quoter
 from enclave_app.settings import Settings
 from enclave_app.store import Store
+from enclave_app.training import Trainer
 from enclave_app.training.counting import CountingTrainer
 from tests.kit.enclave import RunningEnclave, serving, simulated_quoter
 
@@ -36,6 +37,7 @@ def echo_gateway(
     engine: Engine | None = None,
     name: str = "echo",
     quoter: Quoter | None = None,
+    trainer: Trainer | None = None,
     **settings: Any,
 ) -> Gateway:
     """The sealed application over one engine; its files lie in `folder`."""
@@ -49,7 +51,7 @@ def echo_gateway(
         Settings(**{"engine": "echo", **settings}),
         base=source,
         instruct=source,
-        trainer=CountingTrainer(),
+        trainer=trainer or CountingTrainer(),
         quoter=quoter or simulated_quoter(),
         store=Store(folder),
         hub=NoHub(),
@@ -62,11 +64,14 @@ def whole_app(
     engine: Engine | None = None,
     name: str = "echo",
     quoter: Quoter | None = None,
+    trainer: Trainer | None = None,
     port: int = 0,
     **settings: Any,
 ) -> Iterator[RunningEnclave]:
     """Serve it until the block ends."""
     with tempfile.TemporaryDirectory(prefix="blindbox-") as folder:
-        gateway = echo_gateway(Path(folder), engine=engine, name=name, quoter=quoter, **settings)
+        gateway = echo_gateway(
+            Path(folder), engine=engine, name=name, quoter=quoter, trainer=trainer, **settings
+        )
         with serving(gateway, port=port) as bound:
             yield RunningEnclave(f"http://127.0.0.1:{bound}", bound, gateway, gateway)

@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_ROOMS = [str(Path(__file__).resolve().parents[2] / room) for room in ("", "client_sdk", "attestation")]
+_ROOMS = [
+    str(Path(__file__).resolve().parents[2] / room) for room in ("", "client_sdk", "attestation", "data")
+]
 _START = (
     f"import sys; sys.path[:0] = {_ROOMS!r}; from tests.kit.process import main; sys.exit(main(sys.argv[1]))"
 )

@@ -18,17 +18,19 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from enclave_app.api import Rooms, build_api
+from enclave_app.api.tenant import expiring
 from enclave_app.catalogue import Catalogue, Source
-from enclave_app.datasets import NoHub
 from enclave_app.engines import Engine
 from enclave_app.engines.desk import Desk
 from enclave_app.engines.echo import ByteTokenizer, EchoEngine
 from enclave_app.engines.worker import Worker, in_thread
+from enclave_app.hub import NoHub
+from enclave_app.jobs.foreman import Foreman
+from enclave_app.jobs.material import Material
 from enclave_app.settings import Settings
 from enclave_app.store import Store
 from enclave_app.training import Trainer
 from enclave_app.training.counting import CountingTrainer
-from enclave_app.training.workshop import Workshop
 
 ALICE = {"authorization": "Bearer alice-alice-alice-alice"}
 BOB = {"authorization": "Bearer bob-bob-bob-bob-bob-bob"}
@@ -56,15 +58,17 @@ def rooms_in(
     told = Settings(**settings)
     store = Store(folder)
     source = source_of(engine if engine is not None else EchoEngine(), tokenizer)
-    desk = Desk(most_waiting=told.max_waiting, most_of_one=told.max_waiting_each)
-    return Rooms(
-        settings=told,
-        store=store,
-        catalogue=Catalogue(source, source, desk, store),
-        desk=desk,
-        workshop=Workshop(trainer if trainer is not None else CountingTrainer(), told.max_waiting_trainings),
-        hub=NoHub(),
+    desk = Desk(most_waiting=told.max_waiting, most_of_one=told.max_waiting_each, most_tuned=told.max_tuned)
+    catalogue = Catalogue(source, source, desk, store, most_models=told.max_models_each)
+    foreman = Foreman(
+        told,
+        store,
+        trainer if trainer is not None else CountingTrainer(),
+        Material(told, store, catalogue, NoHub()),
+        catalogue,
+        expire=expiring(store),
     )
+    return Rooms(settings=told, store=store, catalogue=catalogue, desk=desk, foreman=foreman)
 
 
 @contextmanager

@@ -1,0 +1,216 @@
+"""
+Rows out of a Parquet file, read in a process of its own.
+
+The library that reads Parquet is large, and some damaged files end the process that it runs in. So that is
+not this one: the child (`parquet_child.py`) asks for the bytes it wants, place by place, and answers with
+rows, which are judged here like all others. It writes nowhere, has so much memory and so much time and no
+more, and is ended as soon as nobody wants another row. What is said here of a file is what `blindbox_data`
+says of it; only that a file ended the process, or took more than there is, is said besides.
+
+    down: {the wish, the file's size, the limits}; then the bytes that were asked for, each time
+    up:   {"say": "read", "at", "size"} · rows (`packed`) · {"say": "refused", "message", "code", "param"}
+          · {"say": "memory"} · {"say": "end"}
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from decimal import Decimal
+from typing import Any, BinaryIO, Final, NoReturn, cast
+
+from blindbox_data import DataError, Wanted
+from blindbox_data.errors import unreadable
+
+from .. import pipe
+from ..child import running
+
+PROGRAM: Final = "enclave_app.jobs.parquet_child"
+MOST_MEMORY: Final = 3 << 30
+"""Bytes of address space that a child may have; the library alone takes a quarter of the first of them."""
+MOST_SECONDS: Final = 900
+"""Of the processor's time, for one file."""
+MOST_SILENCE: Final = 180.0
+"""Seconds from one sign of life to the next."""
+MOST_AT_ONCE: Final = 2
+"""Children; who comes later waits."""
+PIECE: Final = 4 << 20
+"""Bytes that are handed down at once."""
+_MOST_IN_A_FRAME: Final = 1 << 30
+_LOOKED: Final = 0.25  # seconds between two looks at whether the rows are still wanted
+
+_Row = tuple[int, Mapping[str, Any]]
+_turns = threading.BoundedSemaphore(MOST_AT_ONCE)
+
+
+class Stopped(Exception):
+    """Nobody wants the rows any more."""
+
+
+class Other:
+    """What stood in a cell and is neither text, number, list nor object: it is refused by its kind."""
+
+
+def parquet_rows(
+    file: BinaryIO,
+    wanted: Wanted | None,
+    stopped: Callable[[], bool] | None = None,
+    *,
+    memory: int = MOST_MEMORY,
+    seconds: int = MOST_SECONDS,
+    silence: float = MOST_SILENCE,
+) -> Iterator[_Row]:
+    """The rows with their numbers; raises `DataError`, and `Stopped` once `stopped` says so."""
+    stopped = stopped or _never
+    seekable = file.seekable()
+    told = {
+        "wanted": None if wanted is None else asdict(wanted),
+        "size": file.seek(0, os.SEEK_END) if seekable else None,
+        "memory": memory,
+        "seconds": seconds,
+    }
+    with _turn(stopped), tempfile.TemporaryDirectory(prefix="blindbox-") as home, running(PROGRAM, home) as child:
+        up = io.BufferedReader(_Ear(child, stopped, silence), 1 << 16)
+        down = cast("BinaryIO", child.stdin)
+        try:
+            pipe.send(down, told)
+            while True:
+                said = pipe.receive(up, most=_MOST_IN_A_FRAME)
+                if isinstance(said, bytes):
+                    yield from unpacked(said)
+                elif said["say"] == "read":
+                    pipe.send(down, _part(file, said["at"] if seekable else None, said["size"]))
+                elif said["say"] == "refused":
+                    raise DataError(str(said["message"]), code=str(said["code"]), param=str(said["param"]))
+                elif said["say"] == "memory":
+                    raise _of_memory(memory)
+                else:
+                    return
+        except (pipe.PipeClosed, LookupError, ValueError, TypeError):
+            _mourn(child, memory)
+
+
+def packed(rows: list[tuple[int, Mapping[str, Any]]]) -> bytes:
+    """Rows as a frame."""
+    told = [[number, [[name, _told(cell)] for name, cell in row.items()]] for number, row in rows]
+    return json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def unpacked(frame: bytes) -> Iterator[_Row]:
+    """The inverse of `packed`; raises `ValueError`, `LookupError` or `TypeError`."""
+    for number, cells in json.loads(frame.decode("utf-8", "surrogatepass")):
+        if not isinstance(number, int):
+            raise TypeError
+        yield number, {name: _meant(cell) for name, cell in cells}
+
+
+def _told(value: Any) -> Any:
+    """A cell in JSON. What JSON has no word for is a pair of its kind and what it holds."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Decimal):
+        return ["decimal", str(value)]
+    if isinstance(value, list):
+        return ["list", [_told(each) for each in value]]
+    if isinstance(value, tuple):
+        return ["tuple", [_told(each) for each in value]]
+    if isinstance(value, dict):
+        return ["object", [[name, _told(each)] for name, each in value.items()]]
+    return ["other", None]
+
+
+def _meant(cell: Any) -> Any:
+    if not isinstance(cell, list):
+        return cell
+    kind, held = cell
+    if kind == "decimal":
+        return Decimal(held)
+    if kind == "list":
+        return [_meant(each) for each in held]
+    if kind == "tuple":
+        return tuple(_meant(each) for each in held)
+    if kind == "object":
+        return {name: _meant(each) for name, each in held}
+    return Other()
+
+
+def _part(file: BinaryIO, at: int | None, size: int) -> bytes:
+    if at is not None:
+        file.seek(at)
+    return file.read(min(size, PIECE))
+
+
+def _never() -> bool:
+    return False
+
+
+@contextmanager
+def _turn(stopped: Callable[[], bool]) -> Iterator[None]:
+    while not _turns.acquire(timeout=_LOOKED):
+        if stopped():
+            raise Stopped
+    try:
+        yield
+    finally:
+        _turns.release()
+
+
+class _Ear(io.RawIOBase):
+    """What a child says, for as long as anybody wants to hear it."""
+
+    def __init__(self, child: subprocess.Popen[bytes], stopped: Callable[[], bool], silence: float) -> None:
+        super().__init__()
+        self._end = cast("BinaryIO", child.stdout).fileno()
+        self._stopped = stopped
+        self._silence = silence
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        began = time.monotonic()
+        heard = select.poll()
+        heard.register(self._end, select.POLLIN)
+        while not heard.poll(_LOOKED * 1000):
+            if self._stopped():
+                raise Stopped
+            if time.monotonic() - began > self._silence:
+                raise _of_time()
+        return os.readv(self._end, [buffer])
+
+
+def _mourn(child: subprocess.Popen[bytes], memory: int) -> NoReturn:
+    """The child ended in the middle: say what of."""
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(1.0)
+    if child.returncode == -signal.SIGXCPU:
+        raise _of_time() from None
+    if child.returncode == -signal.SIGKILL:  # by the kernel, which had no more memory
+        raise _of_memory(memory) from None
+    raise unreadable("it is damaged, so badly that what reads Parquet broke down over it") from None
+
+
+def _of_memory(memory: int) -> DataError:
+    return DataError(
+        f"To read the Parquet file takes more memory than the {memory >> 20} MiB that there are for it. Write "
+        "it in smaller row groups (row_group_size=10000), or upload JSON Lines.",
+        code="too_many_tokens",
+    )
+
+
+def _of_time() -> DataError:
+    return DataError(
+        "To read the Parquet file takes too long; it is probably damaged. Write it anew, in smaller row groups "
+        "(row_group_size=10000), or upload JSON Lines.",
+        code="invalid_file_format",
+    )

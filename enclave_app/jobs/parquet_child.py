@@ -1,0 +1,131 @@
+"""
+Reads one Parquet file, the side that does the work: a process without disk, network or much memory of its own.
+
+The bytes come through a pipe from where they lie sealed (`parquet.py` tells what is said), and are in no file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, Final
+
+from blindbox_data import DataError, Form, Wanted, open_rows
+
+from .. import pipe
+from .parquet import PIECE, packed
+
+_FRAME: Final = 256 << 10  # bytes of rows, roughly, that go up at once
+_ROWS: Final = 256
+_NICE: Final = 5  # answers go first
+
+
+def main() -> None:
+    """Read from standard input what is wanted, write rows to standard output, leave."""
+    down, up = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print must not get between the frames
+    os.nice(_NICE)
+    try:
+        told = pipe.receive(down)
+        _limit(told["memory"], told["seconds"])
+        try:
+            _read(told, down, up)
+            pipe.send(up, {"say": "end"})
+        except MemoryError:
+            pipe.send(up, {"say": "memory"})
+        except DataError as error:
+            if _is_of_memory(error):
+                pipe.send(up, {"say": "memory"})
+            else:
+                refused = {"message": error.message, "code": error.code, "param": error.param}
+                pipe.send(up, {"say": "refused", **refused})
+    except pipe.PipeClosed:
+        pass
+    os._exit(0)
+
+
+def _limit(memory: int, seconds: int) -> None:
+    import pyarrow as pa
+
+    # The pool that gives back what it no longer needs, and reserves nothing that the limit would count.
+    pa.set_memory_pool(pa.system_memory_pool())
+    for what, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (most, most))
+
+
+def _read(told: Mapping[str, Any], down: BinaryIO, up: BinaryIO) -> None:
+    file = io.BufferedReader(_Far(down, up, told["size"]), 64 << 10)
+    wanted = None if told["wanted"] is None else Wanted(**told["wanted"])
+    rows = open_rows(file, Form.PARQUET, wanted)  # type: ignore[arg-type]
+    held: list[tuple[int, Mapping[str, Any]]] = []
+    try:
+        for number, row, size in _weighed(rows):
+            held.append((number, row))
+            # The first goes alone: it tells whether there is anything to go on with.
+            if size > _FRAME or len(held) >= _ROWS or number == 1:
+                pipe.send(up, packed(held))
+                held = []
+    finally:  # those before a fault are told before it
+        if held:
+            pipe.send(up, packed(held))
+
+
+def _weighed(rows: Iterator[tuple[int, Mapping[str, Any]]]) -> Iterator[tuple[int, Mapping[str, Any], int]]:
+    """Rows, and how long the text of those since the last frame is."""
+    size = count = 0
+    for number, row in rows:
+        size += sum(len(cell) if isinstance(cell, str) else 1 << 10 for cell in row.values())
+        count += 1
+        yield number, row, size
+        if size > _FRAME or count >= _ROWS or number == 1:
+            size = count = 0
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Was it memory that ran out, whatever was said in its place?"""
+    return isinstance(error.__context__, MemoryError)
+
+
+class _Far(io.RawIOBase):
+    """A file that is on the other side of the pipe."""
+
+    def __init__(self, down: BinaryIO, up: BinaryIO, size: int | None) -> None:
+        super().__init__()
+        self._down = down
+        self._up = up
+        self._size = size  # None: it can be read only from its beginning on
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._size is not None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self._size is None:
+            raise io.UnsupportedOperation
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise ValueError("before the beginning")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:
+        if self._size is not None and self._at >= self._size:
+            return 0
+        pipe.send(self._up, {"say": "read", "at": self._at, "size": min(len(buffer), PIECE)})
+        data = pipe.receive(self._down)
+        if not isinstance(data, bytes) or len(data) > len(buffer):
+            raise pipe.PipeClosed
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
