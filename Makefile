@@ -5,9 +5,10 @@
 #   make check   format, lint, types, import rules
 #   make fuzz    every reader of bytes, ten minutes each (FUZZ_SECONDS)
 #   make mutation  what of the lies put into the verifier the tests notice, to docs/mutation.md (half an hour)
-#   make bench   sealed against plain, our verifier and our serving against others, side by side
+#   make bench   sealed against plain, our verifier, serving and training against others, side by side
 #   make bench-peers  builds llama.cpp, so that it is among them
 #   make soak    the figures to hold under load, printed; SOAK="G-3 --quick" (all of it takes 45 minutes)
+#   make soak-training  200 deaths of a fine-tuning and a full disk, figures printed; KILLS="--kills 20"
 #   make image   the container image
 #
 # PYTHON       the interpreter the environment is made with (3.11 or later)
@@ -21,10 +22,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PEERS := .cache/peers
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-ROOMS := attestation client_sdk enclave_app tests bench image
+ROOMS := attestation client_sdk data enclave_app tests bench image
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz mutation check format bench bench-peers soak image lock clean
+.PHONY: help demo test test-slow fuzz mutation check format bench bench-peers soak soak-training image lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,7 +40,7 @@ $(VENV)/.runs: requirements/enclave.txt requirements/demo.txt | $(BIN)/python
 	@echo "Installing the locked requirements into $(VENV) (PyTorch is among them; a minute or two) …"
 	$(PIP) install -qq --require-hashes --no-deps $(INDEX) -r requirements/enclave.txt
 	$(PIP) install -qq --require-hashes --no-deps -r requirements/demo.txt
-	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "blindbox-checkout.pth").write_text("".join(f"{pathlib.Path(p).resolve()}\n" for p in (".", "client_sdk", "attestation")))'
+	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "blindbox-checkout.pth").write_text("".join(f"{pathlib.Path(p).resolve()}\n" for p in (".", "client_sdk", "attestation", "data")))'
 	@touch $@
 
 # What tests and checks need besides.
@@ -85,6 +86,7 @@ bench: $(VENV)/.tests $(PEERS)/.there
 	$(BIN)/python bench/channel.py $(BENCH)
 	$(BIN)/python bench/verify.py $(BENCH_VERIFY)
 	$(BIN)/python bench/serving.py $(BENCH_SERVING)
+	$(BIN)/python bench/training.py $(BENCH_TRAINING)
 
 # Another engine to serve beside ours: built here, seven minutes on two cores.
 bench-peers: | $(VENV)/.tests
@@ -99,6 +101,9 @@ $(PEERS)/.there: bench/peers.txt | $(VENV)/.tests
 
 soak: $(VENV)/.tests
 	$(BIN)/python -m tests.soak $(SOAK)
+
+soak-training: $(VENV)/.tests
+	$(BIN)/python -m tests.soak.training $(KILLS)
 
 image:
 	TORCH_INDEX=$(TORCH_INDEX) image/build.sh $(IMAGE)

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,6 +140,9 @@ class _Options:
     receipt_seconds: float | None = None
     drain_seconds: int = 30
     send_buffer: int = 0  # of each connection; what loopback has by default takes minutes to fill
+    port: int = 0  # of loopback; 0 = one that is free
+    data_dir: str | None = None  # where an earlier one left its data
+    settings: dict[str, Any] = field(default_factory=dict)  # more of `Settings`
 
 
 def main() -> int:
@@ -181,6 +184,8 @@ def main() -> int:
         max_waiting=options.max_waiting,
         max_waiting_each=options.max_waiting_each,
         drain_seconds=options.drain_seconds,
+        data_dir=None if options.data_dir is None else Path(options.data_dir),
+        **options.settings,
     )
     echo = Source("echo", engine, ByteTokenizer())
     shell = create_app(
@@ -199,7 +204,7 @@ def main() -> int:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if options.send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)
-    listener.bind(("127.0.0.1", 0))
+    listener.bind(("127.0.0.1", options.port))
     port = listener.getsockname()[1]
 
     async def bare(scope: Any, receive: Any, send: Any) -> None:

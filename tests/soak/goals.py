@@ -567,7 +567,7 @@ def _huge_evidence(size: int) -> tuple[str, float]:
                         peer.sendall(b" " * 65536)
 
     threading.Thread(target=serve, daemon=True).start()
-    path = os.pathsep.join(str(REPOSITORY / room) for room in ("client_sdk", "attestation"))
+    path = os.pathsep.join(str(REPOSITORY / room) for room in ("client_sdk", "attestation", "data"))
     asked = subprocess.run(
         [sys.executable, "-c", _ASK, f"http://127.0.0.1:{listening.getsockname()[1]}/x"],
         env={**os.environ, "PYTHONPATH": path},

@@ -15,7 +15,8 @@ import pytest
 
 from .crowd import fresh, idle, leaving, mixed, now_and_then, streaming
 from .enclave import Enclave, served
-from .goals import MIB, _bomb, _huge_evidence, _many_sealed_fields, _until_free, watched
+from .goals import MIB, Pace, _bomb, _huge_evidence, _many_sealed_fields, _until_free, watched
+from .replays import replays
 
 pytestmark = pytest.mark.filterwarnings("ignore::blindbox_attestation.UnsafeSimulationWarning")
 
@@ -107,3 +108,9 @@ def test_told_to_stop_it_finishes_its_streams() -> None:
 
         assert asyncio.run(stop_amidst()) == (64, 0)
         assert enclave.process.wait(30) == 0
+
+
+def test_what_is_recorded_and_sent_again_is_done_once() -> None:
+    """S-1: G-17: 50 requests that make files and jobs, five copies of each at once, and across a kill -9."""
+    for figure in replays(Pace(quick=True)):
+        assert figure.held, figure
