@@ -27,22 +27,29 @@ if TYPE_CHECKING:
     from blindbox_attestation.tdx.policy import TdxPolicy
     from blindbox_attestation.vtpm.boot import EventRule, MeasuredBoot
     from blindbox_attestation.vtpm.policy import TpmPolicy
+    from blindbox_data import DataError
 
-    from . import requests
+    from . import receipt, requests
     from .adapter import SealedAdapter
     from .collateral import Collateral
     from .errors import (
         CollateralUnavailable,
         ForeignRedirect,
+        JobCancelled,
+        JobFailed,
         NoEvidence,
         NoPolicy,
         OutcomeUnknown,
+        Refused,
         ResponseTooLarge,
         StalledResponse,
         TruncatedResponse,
         UnreadableProof,
         UnsealedAnswer,
     )
+    from .finetuning import finetune
+    from .job_handle import Job, job, jobs
+    from .metrics import Metrics
     from .openai import AsyncOpenAI, OpenAI
     from .proof import Proof
     from .requests import SecureSession, Session
@@ -59,11 +66,16 @@ _HOMES = {
     "BlindBoxError": "blindbox.errors",
     "Collateral": "blindbox.collateral",
     "CollateralUnavailable": "blindbox.errors",
+    "DataError": "blindbox_data",
     "EventRule": "blindbox_attestation",
     "ForeignRedirect": "blindbox.errors",
     "GcpPolicy": "blindbox_attestation",
     "InvalidPolicy": "blindbox.errors",
+    "Job": "blindbox.job_handle",
+    "JobCancelled": "blindbox.errors",
+    "JobFailed": "blindbox.errors",
     "MeasuredBoot": "blindbox_attestation",
+    "Metrics": "blindbox.metrics",
     "NitroPolicy": "blindbox_attestation",
     "NoEvidence": "blindbox.errors",
     "NoPolicy": "blindbox.errors",
@@ -71,6 +83,7 @@ _HOMES = {
     "OutcomeUnknown": "blindbox.errors",
     "Policy": "blindbox_attestation",
     "Proof": "blindbox.proof",
+    "Refused": "blindbox.errors",
     "ResponseTooLarge": "blindbox.errors",
     "SealedAdapter": "blindbox.adapter",
     "SealingError": "blindbox.errors",
@@ -86,6 +99,9 @@ _HOMES = {
     "UnsafeSimulatedPolicy": "blindbox_attestation",
     "UnsafeSimulationWarning": "blindbox_attestation",
     "UnsealedAnswer": "blindbox.errors",
+    "finetune": "blindbox.finetuning",
+    "job": "blindbox.job_handle",
+    "jobs": "blindbox.job_handle",
 }
 
 __all__ = [
@@ -98,11 +114,16 @@ __all__ = [
     "BlindBoxError",
     "Collateral",
     "CollateralUnavailable",
+    "DataError",
     "EventRule",
     "ForeignRedirect",
     "GcpPolicy",
     "InvalidPolicy",
+    "Job",
+    "JobCancelled",
+    "JobFailed",
     "MeasuredBoot",
+    "Metrics",
     "NitroPolicy",
     "NoEvidence",
     "NoPolicy",
@@ -110,6 +131,7 @@ __all__ = [
     "OutcomeUnknown",
     "Policy",
     "Proof",
+    "Refused",
     "ResponseTooLarge",
     "SealedAdapter",
     "SealingError",
@@ -125,13 +147,17 @@ __all__ = [
     "UnsafeSimulatedPolicy",
     "UnsafeSimulationWarning",
     "UnsealedAnswer",
+    "finetune",
+    "job",
+    "jobs",
+    "receipt",
     "requests",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "requests":
-        return import_module("blindbox.requests")
+    if name in ("receipt", "requests"):
+        return import_module(f"blindbox.{name}")
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value

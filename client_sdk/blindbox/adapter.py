@@ -324,10 +324,14 @@ class SealedAdapter(HTTPAdapter):
         answer = SealedAnswer(network, sealer.response_opener(), request_id=request_id, deadline=deadline)
         try:
             body_limit = None if stream else self.max_response_bytes
-            response = self._response(request, OpenedBody(answer, limit=body_limit), key)
-            if not stream or response.status_code in {409, 421}:
+            opened = OpenedBody(answer, limit=body_limit)
+            response = self._response(request, opened, key)
+            if not stream:
                 # A caller who does not stream sees all of the answer or none of it, in hooks too.
                 _ = response.content
+            elif response.status_code in {409, 421} and not opened.headers.get("content-encoding"):
+                # Perhaps the gateway's own words, which `send` looks at; a caller reads them all the same.
+                opened.put_back(response.content)
         except BaseException:
             answer.close()
             raise
@@ -524,8 +528,8 @@ def _is_key_problem(network: urllib3.BaseHTTPResponse) -> bool:
 
 def _says(response: requests.Response, status: int, code: str) -> bool:
     """Whether this is the gateway's sealed error `code` (SPEC §5.6). The body has been read."""
-    if response.status_code != status:
-        return False
+    if response.status_code != status or response.headers.get("content-encoding"):
+        return False  # the gateway compresses nothing
     try:
         error = json.loads(response.content)["error"]
         return bool(error["code"] == code)

@@ -201,6 +201,10 @@ class OpenedBody(io.BufferedIOBase):
             self._fill(decode_content)
         return self._taken(amt)
 
+    def put_back(self, data: bytes) -> None:
+        """Let what was read be read once more."""
+        self._buffer[:0] = data
+
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
         data = self.read(len(view))

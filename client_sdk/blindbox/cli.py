@@ -15,8 +15,12 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .commands import data as data_command
+from .commands import finetune as finetune_command
+from .commands import jobs as jobs_command
 from .commands import policy as policy_command
 from .commands import proxy as proxy_command
+from .commands import receipt as receipt_command
 from .commands import top as top_command
 from .commands import ui as ui_command
 from .commands import verify as verify_command
@@ -31,8 +35,10 @@ _EPILOG = """\
 exit status:
   0  done, or proved
   1  the machine did not prove itself
-  2  wrong usage, or no policy, or an invalid one, or a proof file that cannot be read
+  2  wrong usage, or no policy, or an invalid one, or a proof file that cannot be read;
+     or a data set that cannot be used
   3  the machine could not be reached
+  4  a fine-tuning job ended without a model
 
 examples:
   blindbox policy explain release-1.0.json
@@ -41,6 +47,10 @@ examples:
   blindbox proxy http://203.0.113.7:80
   blindbox ui http://203.0.113.7:80
   blindbox top http://203.0.113.7:80
+  blindbox data check handbook.csv
+  blindbox finetune http://203.0.113.7:80 handbook.csv
+  blindbox jobs http://203.0.113.7:80
+  blindbox receipt verify receipt.json --policy release-1.0.json
 """
 
 
@@ -72,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     proxy_command.add(commands)
     ui_command.add(commands)
     top_command.add(commands)
+    data_command.add(commands)
+    finetune_command.add(commands)
+    jobs_command.add(commands)
+    receipt_command.add(commands)
     return top
 
 

@@ -14,6 +14,9 @@ ForeignRedirect         (RequestException)       the enclave points somewhere el
 OutcomeUnknown          (ConnectionError)        the enclave restarted; the call may or may not have run
 ResponseTooLarge        (RequestException)       more than `max_response_bytes`
 StalledResponse         (ConnectionError, ReadTimeout)  silence in the middle of an answer
+Refused                 the enclave, which has proved itself, says no; in its own words
+JobFailed               a fine-tuning job ended without a model
+└── JobCancelled        because somebody cancelled it
 
 Errors about the network are also the `requests` errors in brackets, so that code written for `requests`
 catches them. `AttestationError` and a tampered message (`SealingError` itself) are not: a retry loop must
@@ -29,17 +32,21 @@ from blindbox_attestation.errors import (
     AttestationError,
     BlindBoxError,
     DebugAllowed,
+    ForgedReceipt,
     InvalidPolicy,
     MalformedEvidence,
     MalformedMessage,
     MeasurementMismatch,
     PlatformNotAccepted,
     PolicyRefused,
+    ReceiptMismatch,
+    ReceiptRefused,
     RevokedEvidence,
     SealingError,
     TcbTooOld,
     TruncatedMessage,
     UnboundKey,
+    UnreadableReceipt,
     UntrustedEvidence,
 )
 
@@ -133,6 +140,46 @@ class StalledResponse(outer.ConnectionError, outer.ReadTimeout):
     """Nothing more of the answer arrived within the limit between bytes, or within the one for all."""
 
 
+class Refused(BlindBoxError):
+    """
+    The enclave refuses, or cannot just now: the message is its own, and holds nothing of what was sent.
+
+    `param` is the field at fault, `code` one stable word (docs/api.md); `retry_after` seconds, if any were
+    named.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.param = param
+        self.message = message
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class JobFailed(BlindBoxError):
+    """A fine-tuning job ended without a model. The message is the enclave's, and names no contents."""
+
+    def __init__(self, message: str, *, job: str, code: str | None = None, param: str | None = None) -> None:
+        self.job = job
+        self.code = code
+        self.param = param
+        self.message = message
+        super().__init__(message)
+
+
+class JobCancelled(JobFailed):
+    """Somebody who has the tenant's token cancelled the job."""
+
+
 # The names of blindbox 0.2.1.
 AttestationException = AttestationError
 NotAnEnclaveError = PlatformNotAccepted
@@ -151,8 +198,11 @@ __all__ = [
     "DebugMode",
     "FalseAttestationReport",
     "ForeignRedirect",
+    "ForgedReceipt",
     "InvalidEnclaveCode",
     "InvalidPolicy",
+    "JobCancelled",
+    "JobFailed",
     "MalformedEvidence",
     "MalformedMessage",
     "MeasurementMismatch",
@@ -163,6 +213,9 @@ __all__ = [
     "OutcomeUnknown",
     "PlatformNotAccepted",
     "PolicyRefused",
+    "ReceiptMismatch",
+    "ReceiptRefused",
+    "Refused",
     "ResponseTooLarge",
     "RevokedEvidence",
     "SealingError",
@@ -172,6 +225,7 @@ __all__ = [
     "TruncatedResponse",
     "UnboundKey",
     "UnreadableProof",
+    "UnreadableReceipt",
     "UnsealedAnswer",
     "UntrustedEvidence",
     "WrongAnswer",

@@ -1,5 +1,6 @@
 """
-The whole journey on one machine: start an enclave, prove it, ask it, teach it, ask it again.
+The whole journey on one machine: start an enclave, prove it, ask it, teach it, ask it again, and keep a
+receipt of what it was taught.
 
     python client_sdk/examples/demo.py [--quick]
 
@@ -11,7 +12,6 @@ client says so in a warning.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
 import subprocess
@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import blindbox
 import blindbox.requests as requests
@@ -45,14 +44,14 @@ def main() -> None:
         policy = blindbox.UnsafeSimulatedPolicy()
         with requests.Session(policy=policy) as session:
             try:
-                summary = _journey(session, origin, epochs=1 if arguments.quick else 8)
+                summary = _journey(session, origin, arguments.cache, epochs=1 if arguments.quick else 8)
             except Exception:
                 print(f"\nThe enclave's log is in {log}.", file=sys.stderr)
                 raise
     print(f"\n{summary} {time.monotonic() - began:.0f} s in all.")
 
 
-def _journey(session: Any, origin: str, *, epochs: int) -> str:
+def _journey(session: requests.Session, origin: str, cache: Path, *, epochs: int) -> str:
     _title("1. The proof")
     proof = session.prove(origin)
     for step in proof.steps:
@@ -66,82 +65,49 @@ def _journey(session: Any, origin: str, *, epochs: int) -> str:
     _title("3. /inference, before it has read the handbook")
     before = _ask(session, origin, "/inference", PRIVATE)
 
-    _title("4. /finetune on a private file of questions and answers")
-    with HANDBOOK.open("rb") as file:
-        upload = session.post(f"{origin}/v1/files", files={"file": file}, data={"purpose": "fine-tune"})
-    upload.raise_for_status()
-    dataset = upload.json()["id"]
-    rows = sum(1 for _ in HANDBOOK.open(encoding="utf-8"))
-    print(f"  uploaded {HANDBOOK.name} ({rows} rows) as {dataset}")
-    result = _finetune(session, origin, dataset, rows, epochs)
-    print(f"  {result['text']}")
+    _title("4. A fine-tuning job on a private file of questions and answers")
+    job = blindbox.finetune(
+        origin,
+        HANDBOOK,
+        session=session,
+        name="handbook",
+        epochs=epochs,
+        batch_size=4,
+        learning_rate=1e-3,
+    )
+    print(f"  {HANDBOOK.name} was checked here, then uploaded; the job is {job.id}", flush=True)
+    job.wait()
+    print(f"  {job.data['rows_used']} rows, {job.told['trained_tokens']} tokens; the model is {job.model}")
+    if serving := job.told["blindbox"]["serving"]:
+        print(f"  {serving['equal']} of {serving['tokens']} tokens compared are served as they were trained")
 
-    _title("5. /inference, after")
+    _title("5. What it learned")
+    curve = job.plot(cache / "demo-loss.svg")
+    print(f"  loss     {curve.text()}\n  plotted  {cache / 'demo-loss.svg'}")
     after = _ask(session, origin, "/inference", PRIVATE)
+
+    _title("6. The receipt")
+    verified = job.receipt(cache / "demo-receipt.json")
+    receipt = verified.receipt
+    print(f"  signed by the machine that proved itself above, for {receipt.job}")
+    print(
+        f"  data     {receipt.dataset.rows_used} rows of the file {receipt.dataset.file.sha256.hex()[:32]}…"
+    )
+    print(f"  base     {receipt.base}")
+    print(f"  adapter  {receipt.adapter.hex()[:32]}… after {receipt.steps} steps")
+    print(f"  verdict  {verified.verdict.upper()}, kept in {cache / 'demo-receipt.json'}")
 
     changed = "answers differently now" if after != before else "ANSWERS THE SAME AS BEFORE"
     return f"Proved once, sealed throughout, and the tuned model {changed}."
 
 
-def _ask(session: Any, origin: str, path: str, question: str) -> str:
+def _ask(session: requests.Session, origin: str, path: str, question: str) -> str:
     body = {"input_text": question, "max_new_tokens": 32, "do_sample": False}
     response = session.post(url=f"{origin}{path}", json=body)
     response.raise_for_status()
     completion: str = response.json()["completion"].strip()
     print(f"  you      {question}\n  enclave  {completion}")
     return completion
-
-
-def _finetune(session: Any, origin: str, dataset: str, rows: int, epochs: int) -> dict[str, Any]:
-    body = {
-        "dataset_name": dataset,
-        "config_name": " ",
-        "question_column": "question",
-        "answer_column": "answer",
-        "number_elements_for_training": rows,
-        "epochs": epochs,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-    }
-    response = session.post(
-        f"{origin}/finetune", json=body, headers={"Accept": "text/event-stream"}, stream=True
-    )
-    response.raise_for_status()
-    for event, data in _events(response):
-        if event == "error":
-            raise SystemExit(f"fine-tuning failed: {data['error']['message']}")
-        if event == "result":
-            print()
-            return data
-        _progress(data)
-    raise SystemExit("fine-tuning ended without a result")
-
-
-def _events(response: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Server-sent events (WHATWG HTML §9.2): the event's name and its JSON data."""
-    event = "message"
-    for line in response.iter_lines(decode_unicode=True):
-        if line.startswith("event:"):
-            event = line.removeprefix("event:").strip()
-        elif line.startswith("data:"):
-            yield event, json.loads(line.removeprefix("data:"))
-            event = "message"
-
-
-def _progress(data: dict[str, Any]) -> None:
-    total = data.get("total_steps") or 0
-    if not total or data.get("phase") != "training":
-        return
-    step = data.get("step") or 0
-    width = 32
-    bar = ("█" * (width * step // total)).ljust(width, "░")
-    loss = f"loss {data['loss']:.3f}" if data.get("loss") is not None else ""
-    eta = f"{data['eta_seconds']:.0f} s left" if data.get("eta_seconds") is not None else ""
-    line = f"  {bar} {step}/{total}  {loss}  {eta}"
-    if sys.stdout.isatty():
-        print(f"\r{line:<78}", end="", flush=True)
-    elif step == total or step % max(1, total // 4) == 0:
-        print(line, flush=True)
 
 
 # --- the stage: a model, a port, an enclave ---------------------------------------------------

@@ -1,5 +1,5 @@
 """
-Upload a dataset and fine-tune on it, with the progress as it is made.
+Fine-tune on a file, with each step as it is made, and the loss curve at the end.
 
     python client_sdk/examples/streamed_training.py http://203.0.113.7:80 rows.jsonl question answer
 
@@ -8,34 +8,22 @@ The origin's policy was stored before: blindbox trust http://203.0.113.7:80 --po
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-import blindbox.requests as requests
+import blindbox
 
 
 def main(origin: str, path: str, question: str, answer: str, *, policy: Any = None) -> None:
-    """One session: one proof, one tenant, pooled connections."""
-    with requests.Session(policy, origin=origin) as session:
-        with open(path, "rb") as rows:
-            count = sum(1 for _ in rows)
-            rows.seek(0)
-            uploaded = session.post(f"{origin}/v1/files", files={"file": rows}, data={"purpose": "fine-tune"})
-        uploaded.raise_for_status()
-        asked = {
-            "dataset_name": uploaded.json()["id"],
-            "question_column": question,
-            "answer_column": answer,
-            "number_elements_for_training": count,
-        }
-        events = session.post(
-            f"{origin}/finetune", json=asked, headers={"Accept": "text/event-stream"}, stream=True
-        )
-        events.raise_for_status()
-        for line in events.iter_lines():
-            if line.startswith(b"data: ") and line != b"data: [DONE]":
-                print(json.loads(line.removeprefix(b"data: ")))
+    """The job goes on if this program is stopped: blindbox.job(origin, ID) finds it again."""
+    job = blindbox.finetune(origin, path, policy=policy, question_column=question, answer_column=answer)
+    print(job.id)
+    for event in job.events(follow=True):
+        print(event.message)
+    if job.error is not None:
+        raise job.error
+    print(f"loss {job.metrics().curve().text()}")
+    print(f"ask it as {job.model}")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import runpy
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tests.kit.app import whole_app
 from tests.kit.enclave import running
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "client_sdk" / "examples"
@@ -23,26 +22,9 @@ async def ask(request: Request) -> Response:
     return JSONResponse({"text": "heard: " + (await request.json())["input_text"]})
 
 
-async def upload(request: Request) -> Response:
-    assert b'name="purpose"' in await request.body()
-    return JSONResponse({"id": "file-1"})
-
-
-async def train(request: Request) -> Response:
-    asked = await request.json()
-
-    async def progress() -> AsyncIterator[str]:
-        for step in range(asked["number_elements_for_training"]):
-            yield f"event: progress\ndata: {json.dumps({'step': step})}\n\n"
-
-    return StreamingResponse(progress(), media_type="text/event-stream")
-
-
 APP = Starlette(
     routes=[
         Route("/test", ask, methods=["POST"]),
-        Route("/v1/files", upload, methods=["POST"]),
-        Route("/finetune", train, methods=["POST"]),
     ]
 )
 
@@ -64,6 +46,13 @@ def test_training_tells_its_progress(policy: Any, tmp_path: Path, capsys: pytest
     main = runpy.run_path(str(EXAMPLES / "streamed_training.py"))["main"]
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"q": "1", "a": "2"}\n' * 3)
-    with running(APP) as enclave:
+    with whole_app() as enclave:
         main(enclave.origin, str(rows), "q", "a", policy=policy)
-    assert capsys.readouterr().out.splitlines() == ["{'step': 0}", "{'step': 1}", "{'step': 2}"]
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if line.startswith("Step ")] == [
+        "Step 1/3: training loss 0.5000",
+        "Step 2/3: training loss 0.3333",
+        "Step 3/3: training loss 0.2500",
+    ]
+    assert "loss 0.500 █" in told
+    assert "ask it as ft:echo::" in told

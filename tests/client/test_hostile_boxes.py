@@ -456,7 +456,7 @@ def test_a_lie_about_the_tenant_key_cannot_be_planted_in_the_document(
     relay: Relay, session: requests.Session
 ) -> None:
     """C-3: every field of the transcript is covered: change any and nothing is sent."""
-    for name in ("boot_id", "config_digest", "not_after", "nonce"):
+    for name in ("boot_id", "config_digest", "not_after", "nonce", "receipt_key"):
 
         def change(passed: Passed, name: str = name) -> Reply:
             document = json.loads(passed.body)

@@ -226,7 +226,7 @@ with pinned(amd), telling(amd, told()) as origin:
 def test_ctrl_c_in_a_real_terminal_leaves_it_clean(tmp_path: Path) -> None:
     """The program itself, behind a pseudo-terminal: its last word undoes its first."""
     ours, theirs = pty.openpty()
-    rooms = [str(REPOSITORY / room) for room in (".", "client_sdk", "attestation")]
+    rooms = [str(REPOSITORY / room) for room in (".", "client_sdk", "attestation", "data")]
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *rooms, str(tmp_path)],
         stdout=theirs,

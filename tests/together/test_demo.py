@@ -38,7 +38,10 @@ def test_a_packet_capture_of_the_demo_holds_no_prompt_answer_path_column_or_toke
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "SIMULATED" in run.stdout
-    assert "successfully been finetuned" in run.stdout
+    assert "succeeded: ft:" in run.stderr
+    assert re.search(r"loss     [0-9.]+ [▁▂▃▄▅▆▇█]+ [0-9.]+$", run.stdout, re.MULTILINE)
+    assert "verdict  SIMULATED, kept in" in run.stdout
+    assert "<svg" in (REPOSITORY / ".cache" / "demo-loss.svg").read_text()
     assert run.stdout.strip().splitlines()[-1].startswith("Proved once, sealed throughout")
 
     sent, received = capture.payload(port)
@@ -57,7 +60,8 @@ def test_a_packet_capture_of_the_demo_holds_no_prompt_answer_path_column_or_toke
         *(row["question"] for row in rows),
         *(row["answer"] for row in rows),
         *("question_column", "answer_column", "dataset_name", "input_text", "max_new_tokens"),
-        *("/test", "/inference", "/finetune", "/v1/files", "fine-tune", "office_handbook", "file-"),
+        *("/test", "/inference", "/v1/files", "/v1/fine_tuning", "fine-tune", "office_handbook", "file-"),
+        *("ftjob-", "blindbox-receipt", "handbook", "train_loss"),
         *("python-requests", "Bearer", "text/event-stream", "completion"),
         *(piece for token in tokens for piece in re.findall(r"[A-Za-z0-9_-]{43}", token)),
     }

@@ -13,20 +13,39 @@ DONE: Final = 0
 NOT_PROVED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
+FAILED: Final = 4
 
 
 def status_of(error: Exception) -> tuple[int, str]:
     """The exit status for an error, and what is said about it. Raises it again if it is none of ours."""
     from requests import RequestException
 
-    from ..errors import AttestationError, InvalidPolicy, NoPolicy, SealingError, UnreadableProof
+    from ..errors import (
+        AttestationError,
+        InvalidPolicy,
+        JobFailed,
+        NoPolicy,
+        ReceiptMismatch,
+        ReceiptRefused,
+        Refused,
+        SealingError,
+        UnreadableProof,
+        UnreadableReceipt,
+    )
 
     if isinstance(error, NoPolicy):  # which says what to type, in lines of its own
         return USAGE, str(error)
     why = plain(str(error))
-    if isinstance(error, InvalidPolicy | UnreadableProof):
+    if isinstance(error, InvalidPolicy | UnreadableProof | UnreadableReceipt):
         return USAGE, why
-    if isinstance(error, AttestationError):
+    if isinstance(error, Refused):
+        about = [word for word in (error.param, error.code) if word]
+        return USAGE, f"refused: {why}" + (f" [{', '.join(about)}]" if about else "")
+    if isinstance(error, JobFailed):
+        return FAILED, why
+    if isinstance(error, ReceiptMismatch):
+        return NOT_PROVED, f"does not fit: {why} [{error.code}]"
+    if isinstance(error, AttestationError | ReceiptRefused):
         return NOT_PROVED, f"not proved: {why} [{error.code}]"
     if isinstance(error, SealingError):  # its key configuration, well proved, is none that is spoken here
         return NOT_PROVED, f"not proved: {why}"

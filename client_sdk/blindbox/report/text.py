@@ -37,7 +37,7 @@ def show(report: Report, out: TextIO, *, verbose: bool = False) -> None:
                 for told in _told(step, check, verbose):
                     _line("        ", check.outcome, told, width, out)
     for line, colour in _verdict(report):
-        print(_paint(line, colour, out) if colour else line, file=out)
+        print(painted(line, colour, out) if colour else line, file=out)
 
 
 def _told(step: Step, check: Check, verbose: bool) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _verdict(report: Report) -> Iterator[tuple[str, str]]:
 def _line(start: str, outcome: str, text: str, width: int | None, out: TextIO) -> None:
     mark, colour = MARKS[outcome]
     told = f"{mark} {outcome}"
-    first = start + _paint(f"{told:<{_OUTCOME}}", colour, out)
+    first = start + painted(f"{told:<{_OUTCOME}}", colour, out)
     indent = " " * (len(start) + _OUTCOME)
     if width is None:
         print(first + text, file=out)
@@ -101,6 +101,6 @@ def _width(out: TextIO) -> int | None:
     return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
 
 
-def _paint(text: str, colour: str, out: TextIO) -> str:
+def painted(text: str, colour: str, out: TextIO) -> str:
     """Colour only for a person who looks."""
     return f"\033[{colour}m{text}\033[0m" if out.isatty() and not os.environ.get("NO_COLOR") else text

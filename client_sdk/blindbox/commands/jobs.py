@@ -1,0 +1,195 @@
+"""
+`blindbox jobs`: the fine-tuning jobs one has at an enclave: look at them, steer them, take what they made.
+
+This module reads the command line and prints; the work is in `..job_handle`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from ..printable import plain
+from .status import DONE, FAILED, USAGE, complain
+
+if TYPE_CHECKING:
+    from ..job_handle import Job
+
+_EPILOG = """\
+examples:
+  blindbox jobs http://203.0.113.7:80
+  blindbox jobs http://203.0.113.7:80 ftjob-… --watch
+  blindbox jobs http://203.0.113.7:80 ftjob-… --plot loss.svg --receipt receipt.json --download adapter
+  blindbox jobs http://203.0.113.7:80 ftjob-… --ask "Who signs engagement letters?"
+  blindbox jobs http://203.0.113.7:80 ftjob-… --delete
+
+exit status: as of blindbox verify; 2 also when the enclave refuses, 4 when a job that was watched ended
+without a model
+"""
+_MOVES: Final = ("cancel", "pause", "resume")
+
+
+def add(commands: Any) -> None:
+    """Add the command to the grammar."""
+    jobs = commands.add_parser(
+        "jobs",
+        help="list your fine-tuning jobs at a machine, look at one, steer it, take what came of it",
+        description="List your fine-tuning jobs at an origin; with an ID, look at one or steer it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    jobs.add_argument("origin", metavar="ORIGIN", help="for example http://203.0.113.7:80")
+    jobs.add_argument("id", metavar="ID", nargs="?", help="one job; without it, all of yours are listed")
+    jobs.add_argument("--policy", metavar="FILE", help="a policy, instead of the stored one")
+    jobs.add_argument("--json", action="store_true", help="what the enclave tells, an object a line")
+
+    steer = jobs.add_mutually_exclusive_group()
+    steer.add_argument("--cancel", action="store_true", help="end it; what was learned is thrown away")
+    steer.add_argument("--pause", action="store_true", help="let it stop where it is")
+    steer.add_argument("--resume", action="store_true", help="let it go on where it was paused")
+    steer.add_argument(
+        "--delete", action="store_true", help="remove it, its checkpoints, its receipt and its tuned model"
+    )
+    look = jobs.add_argument_group("looking")
+    look.add_argument("--watch", action="store_true", help="show how far it is, until its end")
+    look.add_argument("--events", action="store_true", help="print what happened so far")
+    look.add_argument("--metrics", metavar="FILE", help="write every step's figures, as CSV")
+    look.add_argument("--tensorboard", metavar="DIR", help="write them as a log for TensorBoard")
+    look.add_argument("--plot", metavar="FILE", help="write the loss curve, as SVG")
+    after = jobs.add_argument_group("what came of it")
+    after.add_argument("--ask", metavar="PROMPT", help="print the tuned model's answer")
+    after.add_argument("--receipt", metavar="FILE", help="write the signed receipt, once it is verified")
+    after.add_argument("--download", metavar="DIR", help="write the adapter there, for peft")
+    jobs.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List, or do with one job what was asked for, in the order of the help."""
+    from ..job_handle import job, jobs
+
+    if options.id is None:
+        if any(_wishes(options)):
+            return complain("which job? blindbox jobs ORIGIN lists them with their ids", USAGE)
+        found = jobs(options.origin, policy=options.policy)
+        _list(found, options)
+        return DONE
+    with job(options.origin, options.id, policy=options.policy) as one:
+        for move in _MOVES:
+            if getattr(options, move):
+                getattr(one, move)()
+                print(_line(one))
+        if options.delete:
+            print(f"deleted: {', '.join(one.delete())}")
+            return DONE
+        status = watch(one, options.origin) if options.watch else DONE
+        if options.events:
+            _tell(one, options)
+        if not any(_wishes(options)):
+            print(json.dumps(one.told) if options.json else _described(one))
+        return status or take(one, options)
+
+
+def watch(job: Job, origin: str) -> int:
+    """Show how far a job is until its end; how it ended is the status. Ctrl-C leaves it alone."""
+    from ..errors import JobFailed
+
+    try:
+        job.wait()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return complain(f"it goes on; look again with: blindbox jobs {origin} {job.id} --watch", DONE)
+    except JobFailed as error:
+        about = f", {error.param}" if error.param else ""
+        return complain(f"{error.message} [{error.code}{about}]", FAILED)
+    return DONE
+
+
+def take(job: Job, options: argparse.Namespace) -> int:
+    """Write and print what was asked for, of what a job left."""
+    if getattr(options, "tensorboard", None):
+        print(f"wrote {job.metrics().to_tensorboard(options.tensorboard)}")
+    if options.metrics:
+        job.metrics().to_csv(options.metrics)
+        print(f"wrote {options.metrics}")
+    if options.plot:
+        print(f"loss {job.plot(options.plot).text()}\nwrote {options.plot}")
+    if options.receipt:
+        receipt = job.receipt(options.receipt).receipt
+        print(
+            f"wrote {options.receipt}: verified, {receipt.dataset.rows_used} rows of "
+            f"{receipt.dataset.file.sha256.hex()[:16]}… made adapter {receipt.adapter.hex()[:16]}…"
+        )
+    if options.download:
+        print(f"wrote {job.download(options.download)}")
+    if getattr(options, "ask", None):
+        print(_speakable(job.ask(options.ask)))
+    return DONE
+
+
+def _wishes(options: argparse.Namespace) -> list[Any]:
+    return [
+        *(getattr(options, move) for move in _MOVES),
+        *(options.delete, options.watch, options.events, options.metrics, options.tensorboard),
+        *(options.plot, options.ask, options.receipt, options.download),
+    ]
+
+
+def _list(found: list[Job], options: argparse.Namespace) -> None:
+    if options.json:
+        for one in found:
+            print(json.dumps(one.told))
+        return
+    if not found:
+        complain("you have no job there; make one with: blindbox finetune ORIGIN FILE", DONE)
+    for one in found:
+        print(_line(one))
+
+
+def _tell(job: Job, options: argparse.Namespace) -> None:
+    for event in job.events():
+        if options.json:
+            told = {
+                "id": event.id,
+                "at": event.at.isoformat(),
+                "level": event.level,
+                "message": event.message,
+            }
+            print(json.dumps({**told, "type": event.type, "data": dict(event.data)}))
+        else:
+            print(event)
+
+
+def _line(job: Job) -> str:
+    """A job in one line."""
+    from ..job_handle import moment
+
+    at = f"{moment(job.told.get('created_at')).astimezone():%Y-%m-%d %H:%M}"
+    return plain(f"{job.id}  {at}  {job.status:<10}  {job.model or job.base}  {_progress(job)}".rstrip())
+
+
+def _progress(job: Job) -> str:
+    if (error := job.error) is not None:
+        return error.message
+    step, total = job.progress.get("step"), job.progress.get("total_steps")
+    return f"{step}/{total}" if isinstance(step, int) and isinstance(total, int) and not job.finished else ""
+
+
+def _described(job: Job) -> str:
+    """A job in a few lines."""
+    lines = [_line(job), f"    phase      {plain(job.phase)}"]
+    for name in ("step", "total_steps", "loss", "validation_loss", "tokens_per_second", "eta_seconds"):
+        value = job.progress.get(name)
+        if isinstance(value, int | float):
+            lines.append(f"    {name.replace('_', ' '):<18} {value:g}")
+    for name in ("rows_read", "rows_used"):
+        value = job.data.get(name)
+        if isinstance(value, int):
+            lines.append(f"    {name.replace('_', ' '):<18} {value}")
+    return "\n".join(lines)
+
+
+def _speakable(text: str) -> str:
+    """A model's words for a terminal, which must not act upon them; lines stay lines."""
+    return "\n".join(plain(line) for line in text.splitlines())
