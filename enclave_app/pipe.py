@@ -32,10 +32,10 @@ def send(pipe: BinaryIO, message: dict[str, Any] | bytes) -> None:
         raise PipeClosed from error
 
 
-def receive(pipe: BinaryIO) -> Any:
-    """Read a frame: the JSON value, or the bytes."""
+def receive(pipe: BinaryIO, *, most: int = MOST) -> Any:
+    """Read a frame of at most so many bytes: the JSON value, or the bytes."""
     kind, length = _HEAD.unpack(_exactly(pipe, _HEAD.size))
-    if kind not in (b"J", b"B") or length > MOST:
+    if kind not in (b"J", b"B") or length > most:
         raise PipeClosed("not a frame")
     data = _exactly(pipe, length)
     return data if kind == b"B" else json.loads(data)

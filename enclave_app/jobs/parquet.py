@@ -8,14 +8,13 @@ more, and is ended as soon as nobody wants another row. What is said here of a f
 says of it; only that a file ended the process, or took more than there is, is said besides.
 
     down: {the wish, the file's size, the limits}; then the bytes that were asked for, each time
-    up:   {"say": "read", "at", "size"} · rows (`packed`) · {"say": "refused", "message", "code", "param"}
-          · {"say": "memory"} · {"say": "end"}
+    up:   {"say": "read", "at", "size"} · rows (`row_frames.py`) · {"say": "memory"} · {"say": "end"}
+          · {"say": "refused", "message", "code", "param"}
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import select
 import signal
@@ -23,10 +22,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from decimal import Decimal
 from typing import Any, BinaryIO, Final, NoReturn, cast
 
 from blindbox_data import DataError, Wanted
@@ -34,6 +32,7 @@ from blindbox_data.errors import unreadable
 
 from .. import pipe
 from ..child import running
+from .row_frames import PIECE, Row, unpacked
 
 PROGRAM: Final = "enclave_app.jobs.parquet_child"
 MOST_MEMORY: Final = 3 << 30
@@ -44,21 +43,14 @@ MOST_SILENCE: Final = 180.0
 """Seconds from one sign of life to the next."""
 MOST_AT_ONCE: Final = 2
 """Children; who comes later waits."""
-PIECE: Final = 4 << 20
-"""Bytes that are handed down at once."""
 _MOST_IN_A_FRAME: Final = 1 << 30
 _LOOKED: Final = 0.25  # seconds between two looks at whether the rows are still wanted
 
-_Row = tuple[int, Mapping[str, Any]]
 _turns = threading.BoundedSemaphore(MOST_AT_ONCE)
 
 
 class Stopped(Exception):
     """Nobody wants the rows any more."""
-
-
-class Other:
-    """What stood in a cell and is neither text, number, list nor object: it is refused by its kind."""
 
 
 def parquet_rows(
@@ -69,7 +61,7 @@ def parquet_rows(
     memory: int = MOST_MEMORY,
     seconds: int = MOST_SECONDS,
     silence: float = MOST_SILENCE,
-) -> Iterator[_Row]:
+) -> Iterator[Row]:
     """The rows with their numbers; raises `DataError`, and `Stopped` once `stopped` says so."""
     stopped = stopped or _never
     seekable = file.seekable()
@@ -79,7 +71,11 @@ def parquet_rows(
         "memory": memory,
         "seconds": seconds,
     }
-    with _turn(stopped), tempfile.TemporaryDirectory(prefix="blindbox-") as home, running(PROGRAM, home) as child:
+    with (
+        _turn(stopped),
+        tempfile.TemporaryDirectory(prefix="blindbox-") as home,
+        running(PROGRAM, home) as child,
+    ):
         up = io.BufferedReader(_Ear(child, stopped, silence), 1 << 16)
         down = cast("BinaryIO", child.stdin)
         try:
@@ -94,54 +90,12 @@ def parquet_rows(
                     raise DataError(str(said["message"]), code=str(said["code"]), param=str(said["param"]))
                 elif said["say"] == "memory":
                     raise _of_memory(memory)
-                else:
+                elif said["say"] == "end":
                     return
-        except (pipe.PipeClosed, LookupError, ValueError, TypeError):
+                else:
+                    raise ValueError
+        except (pipe.PipeClosed, LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
             _mourn(child, memory)
-
-
-def packed(rows: list[tuple[int, Mapping[str, Any]]]) -> bytes:
-    """Rows as a frame."""
-    told = [[number, [[name, _told(cell)] for name, cell in row.items()]] for number, row in rows]
-    return json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-def unpacked(frame: bytes) -> Iterator[_Row]:
-    """The inverse of `packed`; raises `ValueError`, `LookupError` or `TypeError`."""
-    for number, cells in json.loads(frame.decode("utf-8", "surrogatepass")):
-        if not isinstance(number, int):
-            raise TypeError
-        yield number, {name: _meant(cell) for name, cell in cells}
-
-
-def _told(value: Any) -> Any:
-    """A cell in JSON. What JSON has no word for is a pair of its kind and what it holds."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Decimal):
-        return ["decimal", str(value)]
-    if isinstance(value, list):
-        return ["list", [_told(each) for each in value]]
-    if isinstance(value, tuple):
-        return ["tuple", [_told(each) for each in value]]
-    if isinstance(value, dict):
-        return ["object", [[name, _told(each)] for name, each in value.items()]]
-    return ["other", None]
-
-
-def _meant(cell: Any) -> Any:
-    if not isinstance(cell, list):
-        return cell
-    kind, held = cell
-    if kind == "decimal":
-        return Decimal(held)
-    if kind == "list":
-        return [_meant(each) for each in held]
-    if kind == "tuple":
-        return tuple(_meant(each) for each in held)
-    if kind == "object":
-        return {name: _meant(each) for name, each in held}
-    return Other()
 
 
 def _part(file: BinaryIO, at: int | None, size: int) -> bytes:
@@ -202,15 +156,15 @@ def _mourn(child: subprocess.Popen[bytes], memory: int) -> NoReturn:
 
 def _of_memory(memory: int) -> DataError:
     return DataError(
-        f"To read the Parquet file takes more memory than the {memory >> 20} MiB that there are for it. Write "
-        "it in smaller row groups (row_group_size=10000), or upload JSON Lines.",
+        f"To read the Parquet file takes more memory than the {memory >> 20} MiB that there are for it. "
+        "Write it in smaller row groups (row_group_size=10000), or upload JSON Lines.",
         code="too_many_tokens",
     )
 
 
 def _of_time() -> DataError:
     return DataError(
-        "To read the Parquet file takes too long; it is probably damaged. Write it anew, in smaller row groups "
-        "(row_group_size=10000), or upload JSON Lines.",
+        "To read the Parquet file takes too long; it is probably damaged. Write it anew, in smaller row "
+        "groups (row_group_size=10000), or upload JSON Lines.",
         code="invalid_file_format",
     )

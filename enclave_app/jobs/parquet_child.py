@@ -1,7 +1,7 @@
 """
-Reads one Parquet file, the side that does the work: a process without disk, network or much memory of its own.
+Reads one Parquet file, the side that does the work: a process that writes nowhere and has little memory.
 
-The bytes come through a pipe from where they lie sealed (`parquet.py` tells what is said), and are in no file.
+The bytes come through a pipe from where they lie sealed, and are in no file. `parquet.py` tells what is said.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import io
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO, Final
 
 from blindbox_data import DataError, Form, Wanted, open_rows
 
 from .. import pipe
-from .parquet import PIECE, packed
+from .row_frames import PIECE, framed, packed
 
-_FRAME: Final = 256 << 10  # bytes of rows, roughly, that go up at once
-_ROWS: Final = 256
+_FRAME: Final = 256 << 10  # bytes of rows that go up at once, if no row is longer
 _NICE: Final = 5  # answers go first
 
 
@@ -64,29 +63,19 @@ def _limit(memory: int, seconds: int) -> None:
 def _read(told: Mapping[str, Any], down: BinaryIO, up: BinaryIO) -> None:
     file = io.BufferedReader(_Far(down, up, told["size"]), 64 << 10)
     wanted = None if told["wanted"] is None else Wanted(**told["wanted"])
-    rows = open_rows(file, Form.PARQUET, wanted)  # type: ignore[arg-type]
-    held: list[tuple[int, Mapping[str, Any]]] = []
+    held: list[bytes] = []
+    size = 0
     try:
-        for number, row, size in _weighed(rows):
-            held.append((number, row))
-            # The first goes alone: it tells whether there is anything to go on with.
-            if size > _FRAME or len(held) >= _ROWS or number == 1:
-                pipe.send(up, packed(held))
-                held = []
+        for number, row in open_rows(file, Form.PARQUET, wanted):
+            held.append(packed(number, row))
+            size += len(held[-1])
+            # The first goes alone: it may be seen by it that nobody wants the second.
+            if size > _FRAME or number == 1:
+                pipe.send(up, framed(held))
+                held, size = [], 0
     finally:  # those before a fault are told before it
         if held:
-            pipe.send(up, packed(held))
-
-
-def _weighed(rows: Iterator[tuple[int, Mapping[str, Any]]]) -> Iterator[tuple[int, Mapping[str, Any], int]]:
-    """Rows, and how long the text of those since the last frame is."""
-    size = count = 0
-    for number, row in rows:
-        size += sum(len(cell) if isinstance(cell, str) else 1 << 10 for cell in row.values())
-        count += 1
-        yield number, row, size
-        if size > _FRAME or count >= _ROWS or number == 1:
-            size = count = 0
+            pipe.send(up, framed(held))
 
 
 def _is_of_memory(error: BaseException) -> bool:

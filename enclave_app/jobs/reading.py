@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Final, cast
 
 from blindbox_data import DataError, Form, Lengths, Rows, Selection, Wanted, open_rows, select
-from blindbox_data.errors import rows_told
+from blindbox_data.errors import rows_told, shown
 
 from ..prompts import IGNORED, Example, Template, Untold, end_of
 from ..refusals import Refusal, of_data
 from ..training import Recipe
+from .parquet import Stopped as Stopped
+from .parquet import parquet_rows
 
 SHARE: Final = 0.1
 """Of the rows, held back where nothing else is said …"""
@@ -34,10 +36,6 @@ _SHOWN: Final = 4000  # characters of a sample
 _START: Final = 16  # tokens of a plain text that make a probe
 
 NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
-
-
-class Stopped(Exception):
-    """Nobody wants the rows any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +71,9 @@ def read_lesson(
     """
     held = None
     if isinstance(validation, tuple):
-        held = open_rows(as_file(validation[0]), validation[1], wanted)
+        held = rows_of(*validation, wanted, stopped)
     return lesson_of(
-        open_rows(as_file(file), form, wanted),
+        rows_of(file, form, wanted, stopped),
         wanted,
         recipe,
         tokenizer,
@@ -108,7 +106,7 @@ def lesson_of(
     """
     told: dict[str, Any] | None = None
     try:
-        chosen = select(_watched(rows, stopped), wanted)  # 1
+        chosen = _selected(rows, wanted, stopped)  # 1
         template = Template.for_shape(tokenizer, chosen.shape)
         most = min(recipe.most_tokens, window or recipe.most_tokens)
         end = end_of(tokenizer) if end is None else end
@@ -118,7 +116,7 @@ def lesson_of(
             kept, back = _split(learned.rows, validation, recipe.seed)
         else:
             with _of_validation():
-                other = select(_watched(validation, stopped), replace(wanted, number=None, dedup=False))
+                other = _selected(validation, replace(wanted, number=None, dedup=False), stopped)
                 if Template.for_shape(tokenizer, other.shape) is not template:
                     raise DataError(
                         f'its rows have another shape ("{other.shape.kind}") than those of the training file '
@@ -139,6 +137,38 @@ def lesson_of(
         template=template,
         report=report,
     )
+
+
+def rows_of(
+    file: BinaryIO | Iterable[bytes],
+    form: Form,
+    wanted: Wanted,
+    stopped: Callable[[], bool] | None = None,
+) -> NumberedRows:
+    """The rows of a file with their numbers: Parquet's are read in a process of their own, others here."""
+    if form is Form.PARQUET:
+        return parquet_rows(as_file(file), wanted, stopped)
+    return open_rows(as_file(file), form, wanted)
+
+
+def rows_of_all(
+    files: Iterable[tuple[str, BinaryIO, Form]], wanted: Wanted, stopped: Callable[[], bool] | None = None
+) -> NumberedRows:
+    """The rows of several files as if they were one; the next file is asked for when the last one is read."""
+    read = 0
+    for path, file, form in files:
+        number = 0
+        rows = rows_of(file, form, wanted, stopped)
+        try:
+            for number, row in rows:
+                yield read + number, row
+        except DataError as error:
+            raise DataError(
+                f'Of "{shown(path)}": {error.message}', code=error.code, param=error.param
+            ) from None
+        finally:
+            _let_go(rows)
+        read += number
 
 
 class _Pieces(io.RawIOBase):
@@ -304,11 +334,24 @@ class _Desk:
         return f"{text[: _SHOWN // 2]} […] {text[-_SHOWN // 2 :]}"
 
 
-def _watched(rows: NumberedRows, stopped: Callable[[], bool] | None) -> NumberedRows:
-    for number, row in rows:
-        if stopped is not None and number % 1024 == 0 and stopped():
-            raise Stopped
-        yield number, row
+def _selected(rows: NumberedRows, wanted: Wanted, stopped: Callable[[], bool] | None) -> Selection:
+    """Judge the rows, and let go of where they came from."""
+
+    def watched() -> NumberedRows:
+        for number, row in rows:
+            if stopped is not None and number % 1024 == 0 and stopped():
+                raise Stopped
+            yield number, row
+
+    try:
+        return select(watched(), wanted)
+    finally:
+        _let_go(rows)
+
+
+def _let_go(rows: NumberedRows) -> None:
+    if isinstance(rows, Generator):
+        rows.close()
 
 
 # --- what is held back ------------------------------------------------------------------------
