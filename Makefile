@@ -51,8 +51,10 @@ $(VENV)/.tests: requirements/dev.txt $(VENV)/.runs
 demo: $(VENV)/.runs
 	@$(BIN)/python client_sdk/examples/demo.py $(DEMO)
 
+# A file's tests stay together, as what they have made ready does.
+WORKERS ?= 2
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(TESTS)
 
 test-slow: $(VENV)/.tests
 	$(BIN)/python -m pytest -m slow $(TESTS)

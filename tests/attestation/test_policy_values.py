@@ -8,6 +8,7 @@ import pytest
 
 from blindbox_attestation import policy_values
 from blindbox_attestation.errors import InvalidPolicy
+from tests.kit.names import shown
 
 DIGEST = b"\x01" * 32
 
@@ -20,7 +21,7 @@ def test_a_set_may_be_given_as_any_of_four_and_is_frozen(kind: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [None, "abc", b"abc", 7, {1: 2}, iter([1]), set(), [], (), frozenset(), [[1]], [{}]], ids=repr
+    "values", [None, "abc", b"abc", 7, {1: 2}, iter([1]), set(), [], (), frozenset(), [[1]], [{}]], ids=shown
 )
 def test_a_set_that_names_nobody_or_is_none_is_refused(values: object) -> None:
     """C-22: an empty set would accept nobody; a word is not a set of letters."""

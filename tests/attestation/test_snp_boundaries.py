@@ -20,6 +20,7 @@ from blindbox_attestation.strict_json import JsonRefused
 from blindbox_attestation.walk import Walk
 from tests.kit import NOON
 from tests.kit.amd import CLOUD, MEASUREMENT, FakeAmd, ia5, small_integer
+from tests.kit.names import shown
 
 AMD = FakeAmd("Genoa")
 VLEK = FakeAmd("Genoa", signing_key="vlek")
@@ -202,7 +203,7 @@ def test_numbers_of_a_policy_are_within_their_bounds(name: str, most: int) -> No
         {"roots": {b"\x01" * 32: "Rome"}},
         {"roots": {**AMD_ROOTS, b"\x01" * 33: "Genoa"}},
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_a_field_that_means_nothing_is_an_error_when_the_policy_is_made(wish: dict[str, Any]) -> None:
     """C-22."""

@@ -27,6 +27,7 @@ from blindbox_attestation.tdx.quote import Quote
 from blindbox_attestation.walk import Finding
 from tests.kit import NOON
 from tests.kit.intel import EVALUATION, MRTD, PCE_ID, FakeIntel, entry, p256_key, pem, tlv, zulu
+from tests.kit.names import shown
 
 INTEL = FakeIntel()
 OTHER = FakeIntel("Another Intel Corporation")
@@ -98,7 +99,9 @@ IN_QUOTE: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("who", "changes", "wanted"), IN_QUOTE, ids=[f"{w}-{c}" for w, c, _ in IN_QUOTE])
+@pytest.mark.parametrize(
+    ("who", "changes", "wanted"), IN_QUOTE, ids=[f"{w}-{shown(c)}" for w, c, _ in IN_QUOTE]
+)
 def test_each_certificate_of_the_quote_is_of_its_kind_and_signed_by_the_next(
     who: str, changes: dict[str, Any], wanted: str
 ) -> None:
@@ -515,7 +518,7 @@ LEAST: dict[str, Any] = {"mrtd": {MRTD}, "minimum_tcb_evaluation": EVALUATION}
         {"mr_config_id": bytes(47)},
         {"minimum_tee_tcb_svn": bytes(17)},
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_a_field_that_means_nothing_is_an_error_when_the_policy_is_made(wish: dict[str, Any]) -> None:
     """C-22."""

@@ -288,6 +288,7 @@ def pss(key: Any, salt: int = 48, hash_algorithm: Any = None) -> bytes:
         (RSA_PKCS1_SHA256, RSA_1024, RSA_1024.sign(CONTENT, padding.PKCS1v15(), SHA256()), False),
         (RSA_PKCS1_SHA256, P384, P384.sign(CONTENT, ec.ECDSA(SHA256())), False),
     ],
+    ids=[str(number) for number in range(14)],
 )
 def test_a_vendor_signs_in_one_way_and_in_no_other(
     scheme: Scheme, key: Any, signature: bytes, good: bool
