@@ -13,9 +13,10 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from .checkpoint import CHECKPOINTS, Checkpoint, MalformedCheckpoint, job_of, name_in_store
@@ -24,6 +25,7 @@ from .engines.adapter import Adapter, MalformedAdapter, Manifest
 from .engines.desk import Desk, Make, MakeTuned
 from .engines.tuned import GRACE_SECONDS
 from .models_book import (
+    ADAPTERS,
     SUFFIX,
     ModelsBook,
     Record,
@@ -159,6 +161,12 @@ class Catalogue:
             raise _none_of_yours()
         return found.tuning.load()
 
+    def check_own(self, tenant: Tenant, name: str) -> None:
+        """Raise what `adapter` would for a name, without reading so much."""
+        found = self._named(tenant, name)
+        if found is None or found.tuning is None:
+            raise _none_of_yours()
+
     def owned(self, tenant: Tenant, name: str) -> tuple[Record, Adapter]:
         """A tuned model as it was made, whether it can be asked here or not; raises `NotFound`."""
         wanted = Wanted.of(name)
@@ -223,14 +231,11 @@ class Catalogue:
         """Raises `Conflict` where it was made for something else than what is served here."""
         self._check(record.manifest)
 
-        def load() -> Adapter:
-            try:
-                return self._seen(self.book.adapter(tenant, record))
-            except Missing:
-                raise _none_of_yours() from None
-            except (Damaged, MalformedAdapter):
-                raise _damaged(record.name) from None
-
+        load = _Fetch(
+            record.name,
+            partial(self._store.opener, tenant, ADAPTERS, record.id),
+            lambda data: self._seen(self.book.parsed(record, data)),
+        )
         weights = record.manifest.weights_sha256
         tuning = Tuning(f"{tenant.id} {record.id} {weights}", load, owner=tenant.id)
         return Served(
@@ -254,17 +259,11 @@ class Catalogue:
             return None
         self._check_made_for(head.model, head.template, head.template_digest)
 
-        def load() -> Adapter:
-            try:
-                whole = Checkpoint.parse(place, self._store.read(tenant, CHECKPOINTS, place))
-                return self._seen(whole.adapter())
-            except Missing:
-                raise NotFound(
-                    "This checkpoint was deleted.", code="model_not_found", param="model"
-                ) from None
-            except (Damaged, MalformedCheckpoint, MalformedAdapter):
-                raise _damaged(name) from None
-
+        load = _Fetch(
+            name,
+            partial(self._store.opener, tenant, CHECKPOINTS, place),
+            lambda data: self._seen(Checkpoint.parse(place, data).adapter()),
+        )
         tuning = Tuning(f"{tenant.id} {place} {version}", load, owner=tenant.id)
         return Served(name, self.base, Template(head.template), tuning, head.created_at, f"{place} {version}")
 
@@ -453,8 +452,7 @@ class Catalogue:
         """Remove every tuned model of the caller's; the names of those that there were."""
         there = await asyncio.to_thread(self.book.all, tenant)
         removed = set(await asyncio.to_thread(self.book.delete_all, tenant))
-        for record in there.records:
-            self.desk.let_go(self.base.name, _version(tenant, record))
+        self.desk.let_go_all(self.base.name, tenant.id)  # checkpoints as well
         names = [record.name for record in there.records if record.id in removed]
         return names + [f"ft:{self.base.name}::{name}" for name in there.damaged if name in removed]
 
@@ -475,6 +473,35 @@ class Catalogue:
         except Missing:
             return None
         return version
+
+
+class _Fetch:
+    """
+    Loads a tuned model, for as long as it is in memory: a worker that dies has to be given it again.
+
+    That is longer than its owner's request lasts. So the owner's key is let go of with the first loading, and
+    the key of this one file stays (S-33): it opens nothing but what is in memory anyway.
+    """
+
+    def __init__(
+        self, name: str, opener: Callable[[], Callable[[], bytes]], parse: Callable[[bytes], Adapter]
+    ) -> None:
+        self._name = name
+        self._opener: Callable[[], Callable[[], bytes]] | None = opener
+        self._read: Callable[[], bytes] | None = None
+        self._parse = parse
+
+    def __call__(self) -> Adapter:
+        try:
+            opener = self._opener
+            if opener is not None:
+                self._read, self._opener = opener(), None
+            assert self._read is not None
+            return self._parse(self._read())
+        except Missing:
+            raise _none_of_yours() from None
+        except (Damaged, MalformedCheckpoint, MalformedAdapter):
+            raise _damaged(self._name) from None
 
 
 def _version(tenant: Tenant, record: Record) -> str:

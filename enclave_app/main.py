@@ -16,6 +16,7 @@ from typing import Any
 
 from .api import Rooms, build_api
 from .api.answers import refused
+from .api.files import keeping
 from .api.tenant import expiring
 from .catalogue import Catalogue, Source
 from .engines import Spec
@@ -25,7 +26,7 @@ from .engines.echo import ByteTokenizer
 from .engines.station import stopping
 from .engines.worker import Worker, in_process
 from .gateway import Gateway, Limits
-from .hub import Hub, HuggingFaceHub, NoHub
+from .hub import Hub, hub_of
 from .identity import Identity
 from .jobs.foreman import Foreman
 from .jobs.material import Material
@@ -125,7 +126,7 @@ def create_app(
         hang_seconds=settings.max_step_seconds,
     )
     catalogue = Catalogue(base, instruct, desk, store, most_models=settings.max_models_each)
-    hub = hub or (HuggingFaceHub() if settings.allow_outbound else NoHub())
+    hub = hub or hub_of(settings)
     foreman = Foreman(
         settings,
         store,
@@ -135,6 +136,7 @@ def create_app(
         base=base.fingerprint,
         signer=Signer(identity),
         expire=expiring(store),
+        keep=keeping(store, settings),
     )
     return Enclave(Rooms(settings, store, catalogue, desk, foreman), identity)
 

@@ -142,8 +142,12 @@ class ModelsBook:
 
     def adapter(self, tenant: Tenant, record: Record) -> Adapter:
         """What the record tells of; raises `Missing` or `Damaged`."""
+        return self.parsed(record, self._store.read(tenant, ADAPTERS, record.id))
+
+    def parsed(self, record: Record, data: bytes) -> Adapter:
+        """The adapter of this record; raises `Damaged` if the bytes are not it."""
         try:
-            adapter = Adapter.parse(self._store.read(tenant, ADAPTERS, record.id))
+            adapter = Adapter.parse(data)
         except MalformedAdapter as error:
             raise Damaged(f"{ADAPTERS}/{record.id} is no adapter") from error
         if adapter.manifest != record.manifest:

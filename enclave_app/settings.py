@@ -66,6 +66,9 @@ _HOST = re.compile(r"[0-9A-Za-z.:-]{1,253}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _FOLDER = re.compile(r"/[A-Za-z0-9._/+@ -]{0,1022}")
 _AUTHORITY = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
+_HUB = re.compile(
+    r"https://[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?|http://(?:127\.0\.0\.1|localhost)(?::[0-9]{1,5})?"
+)
 _TPM_AK = re.compile(r"ecc|rsa|0x81[0-9a-f]{6}")
 _AUDIENCE = re.compile(r"[A-Za-z0-9._~:/?#@!$&'()*+,;=%-]{1,512}")
 _DEVICE = re.compile(r"auto|cpu|cuda(?::[0-9]{1,2})?")
@@ -96,6 +99,7 @@ class Settings:
     port: int = 80
     data_dir: Path | None = None  # tenants' sealed files; None = a fresh folder that dies with the process
     allow_outbound: bool = False  # may data sets and models be fetched from the Hugging Face hub?
+    hub_endpoint: str = "https://huggingface.co"  # where data sets are fetched from; a mirror of it, say
     authorities: tuple[str, ...] = ()  # names a client may use besides the boot id (SPEC §5.3)
     endorsements_dir: Path | None = None  # the vendor's certificates, put there by the operator
     max_new_tokens: int = 4096  # of one answer
@@ -256,6 +260,7 @@ _READERS: Mapping[str, Any] = {
     "port": _integer(0, 65535),
     "data_dir": _folder,
     "allow_outbound": _flag,
+    "hub_endpoint": _matching(_HUB, "https://HOST or https://HOST:PORT, without a path"),
     "authorities": _authorities,
     "endorsements_dir": _folder,
     "max_new_tokens": _integer(1, 1_000_000),

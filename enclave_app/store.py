@@ -25,7 +25,7 @@ import secrets
 import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -93,7 +93,7 @@ class Store:
 
         With `exclusive` that end raises `Exists` where another was there first, which stays as it is.
         """
-        with self._folder(tenant, kind, create=True) as folder:
+        with self._folder(tenant.id, kind, create=True) as folder:
             note = _Place(self._notes, (tenant.id, kind), _checked(name))
             return Writer(os.dup(folder), _key_of(tenant, kind, name), note, exclusive=exclusive)
 
@@ -126,15 +126,36 @@ class Store:
             for number in range(reader.chunks):
                 yield reader.chunk(number)
 
+    def opener(self, tenant: Tenant, kind: str, name: str) -> Callable[[], bytes]:
+        """
+        What `read` gives, now and later, for one who must not hold the tenant's key so long.
+
+        It has the key of this one file, as it is now: when that is deleted or written anew, calling raises
+        `Missing`.
+        """
+        descriptor, head = self._open(tenant.id, kind, name)
+        os.close(descriptor)
+        key, owner = _key_of(tenant, kind, name)(head[len(MAGIC) :]), tenant.id
+
+        def read() -> bytes:
+            descriptor, found = self._open(owner, kind, name)
+            if found != head:
+                os.close(descriptor)
+                raise Missing(name)
+            with Reader(descriptor, key, f"{kind}/{name}") as reader:
+                return b"".join(reader.chunk(number) for number in range(reader.chunks))
+
+        return read
+
     def version(self, tenant: Tenant, kind: str, name: str) -> str:
         """A value that changes with every write; cheap. Raises `Missing`, or `Damaged` if it went back."""
-        descriptor, head = self._open(tenant, kind, name)
+        descriptor, head = self._open(tenant.id, kind, name)
         os.close(descriptor)
         return head[len(MAGIC) :].hex()
 
     def size(self, tenant: Tenant, kind: str, name: str) -> int:
         """Bytes of plaintext. Raises `Missing`."""
-        descriptor, _ = self._open(tenant, kind, name)
+        descriptor, _ = self._open(tenant.id, kind, name)
         try:
             sealed = os.fstat(descriptor).st_size - _HEAD
         finally:
@@ -144,7 +165,7 @@ class Store:
     def names(self, tenant: Tenant, kind: str) -> list[str]:
         """What the tenant has of this kind, sorted."""
         place = (tenant.id, kind)
-        with suppress(Missing), self._folder(tenant, kind):
+        with suppress(Missing), self._folder(tenant.id, kind):
             pass  # it is noted now, if it was not before
         with self._notes.guard:
             return sorted(self._notes.of(place))
@@ -153,7 +174,7 @@ class Store:
         """Remove a file. Raises `Missing`."""
         place = (tenant.id, kind)
         try:
-            with self._folder(tenant, kind) as folder:
+            with self._folder(tenant.id, kind) as folder:
                 with self._notes.guard:
                     with suppress(FileNotFoundError):  # somebody else has removed it
                         os.unlink(_checked(name), dir_fd=folder)
@@ -169,12 +190,12 @@ class Store:
         """Remove everything of a tenant; says how many files there were of each kind."""
         removed: dict[str, int] = {}
         try:
-            with self._folder(tenant) as folder:
+            with self._folder(tenant.id) as folder:
                 kinds = [kind for kind in os.listdir(folder) if _NAME.fullmatch(kind)]
         except Missing:
             return {}
         for kind in sorted(kinds, key=lambda kind: (kind not in _LISTS, kind)):
-            with suppress(Missing), self._folder(tenant, kind) as inner:
+            with suppress(Missing), self._folder(tenant.id, kind) as inner:
                 with self._notes.guard:
                     for name in os.listdir(inner):
                         # A file that is being written goes with it, and whoever writes it is told.
@@ -185,7 +206,7 @@ class Store:
                         self._notes.deleted((tenant.id, kind), name)
                 os.fsync(inner)
                 removed[kind] = len(names)
-        with suppress(Missing), self._folder(tenant) as folder:
+        with suppress(Missing), self._folder(tenant.id) as folder:
             for kind in kinds:
                 with suppress(OSError):  # what is in it is none of ours
                     os.rmdir(kind, dir_fd=folder)
@@ -194,13 +215,13 @@ class Store:
 
     def _reader(self, tenant: Tenant, kind: str, name: str) -> Reader:
         key_of = _key_of(tenant, kind, name)
-        descriptor, head = self._open(tenant, kind, name)
+        descriptor, head = self._open(tenant.id, kind, name)
         return Reader(descriptor, key_of(head[len(MAGIC) :]), f"{kind}/{name}")
 
     @contextmanager
-    def _folder(self, tenant: Tenant, *kinds: str, create: bool = False) -> Iterator[int]:
+    def _folder(self, owner: str, *kinds: str, create: bool = False) -> Iterator[int]:
         """A descriptor of the folder, opened step by step: no step follows a symbolic link."""
-        steps = [_checked(step) for step in (tenant.id, *kinds)]
+        steps = [_checked(step) for step in (owner, *kinds)]
         current = os.open(self.root, _FOLDER)
         try:
             fresh = False
@@ -217,16 +238,16 @@ class Store:
                 current = inner
             if kinds:
                 with self._notes.guard:
-                    self._notes.begin((tenant.id, *kinds), current, fresh=fresh)
+                    self._notes.begin((owner, *kinds), current, fresh=fresh)
             yield current
         finally:
             os.close(current)
 
-    def _open(self, tenant: Tenant, kind: str, name: str) -> tuple[int, bytes]:
+    def _open(self, owner: str, kind: str, name: str) -> tuple[int, bytes]:
         """A descriptor of the file, which the caller closes, and its head. It is the one written last."""
-        place, what = (tenant.id, kind), f"{kind}/{_checked(name)}"
+        place, what = (owner, kind), f"{kind}/{_checked(name)}"
         try:
-            with self._folder(tenant, kind) as folder, self._notes.guard:  # no renaming in between
+            with self._folder(owner, kind) as folder, self._notes.guard:  # no renaming in between
                 descriptor = os.open(name, _READ, dir_fd=folder)
                 try:
                     head = os.pread(descriptor, _HEAD, 0)

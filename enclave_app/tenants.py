@@ -21,7 +21,7 @@ _BEARER = re.compile(r"[Bb]earer +([!-~]{16,512}) *")
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One caller, as long as one request lasts."""
+    """One caller, as long as a request of theirs lasts, or a job runs or waits."""
 
     id: str  # 64 hexadecimal digits
     key: bytes = field(repr=False)  # 32 bytes, seals what is stored

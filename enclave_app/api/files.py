@@ -9,6 +9,7 @@ what is listed is always whole. Uploads in parts, which end in the same files, a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import time
@@ -26,6 +27,8 @@ from starlette.responses import StreamingResponse
 from blindbox_data import Form
 
 from ..engines.adapter import MalformedAdapter
+from ..jobs import RESULTS
+from ..jobs.foreman import Keep
 from ..refusals import Failed, NotFound, Refusal, listed, nearest
 from ..settings import Settings
 from ..store import CHUNK, Damaged, Missing, Store, Writer, new_id
@@ -36,6 +39,7 @@ from .rooms import Asking, Rooms
 
 FILES, DESCRIPTIONS = "files", "file-descriptions"
 PURPOSES = ("fine-tune", "evals", "user_data")
+OF_JOBS = "fine-tune-results"
 SHORTEST, LONGEST = 3600, 30 * 86400  # seconds, as OpenAI's `expires_after` may be
 TEXTS: Final = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 MOST_LISTED: Final = 10_000
@@ -173,7 +177,8 @@ def expire(store: Store, tenant: Tenant, now: float) -> list[str]:
             if File.parse(store.read(tenant, DESCRIPTIONS, name)).over(now):
                 _remove(store, tenant, name)
                 gone.append(name)
-    for name in set(store.names(tenant, FILES)) - set(store.names(tenant, DESCRIPTIONS)) - ARRIVING:
+    # In this order: what is there and does not arrive any more has been described by the time of the third.
+    for name in set(store.names(tenant, FILES)) - ARRIVING - set(store.names(tenant, DESCRIPTIONS)):
         with suppress(Missing):
             store.delete(tenant, FILES, name)
     return gone
@@ -184,10 +189,14 @@ def expire(store: Store, tenant: Tenant, now: float) -> list[str]:
 
 def check_room(store: Store, tenant: Tenant, settings: Settings) -> None:
     """Refuse where the tenant has as many files as one may have."""
-    if len(store.names(tenant, DESCRIPTIONS)) < settings.max_files:
+
+    def uploaded() -> int:
+        return sum(not name.startswith(RESULTS) for name in store.names(tenant, DESCRIPTIONS))
+
+    if uploaded() < settings.max_files:
         return
     expire(store, tenant, time.time())
-    if len(store.names(tenant, DESCRIPTIONS)) >= settings.max_files:
+    if uploaded() >= settings.max_files:
         raise Refusal(
             f"You have {settings.max_files} files, which is the limit; delete one with DELETE /v1/files/ID.",
             code="too_many_files",
@@ -263,6 +272,20 @@ def describe(store: Store, tenant: Tenant, file: File) -> None:
         raise
 
 
+def keeping(store: Store, settings: Settings) -> Keep:
+    """Makes files of what jobs have to show. They count for nobody's limit: they go with their jobs."""
+
+    def keep(tenant: Tenant, name: str, filename: str, data: bytes) -> None:
+        now = int(time.time())
+        digest = hashlib.sha256(data).hexdigest()
+        end = end_of(now, None, settings)
+        with arriving(name):
+            store.write(tenant, FILES, name, data)
+            describe(store, tenant, File(name, len(data), now, filename, OF_JOBS, Form.CSV, digest, end))
+
+    return keep
+
+
 async def _received(request: Request, store: Store, tenant: Tenant, settings: Settings) -> File:
     upload = Upload(
         request.headers.get("content-type", ""), settings.max_upload_bytes, file="file", texts=TEXTS
@@ -330,7 +353,9 @@ class Page:
         if order not in ("asc", "desc"):
             raise Refusal('order may be "asc" or "desc".', code="invalid_value", param="order")
         purpose = query.get("purpose")
-        return cls(query.get("after"), int(limit[:9]), order == "desc", purpose and purpose_of(purpose))
+        if purpose is not None and purpose != OF_JOBS:
+            purpose_of(purpose)
+        return cls(query.get("after"), int(limit[:9]), order == "desc", purpose)
 
 
 def paged(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
@@ -23,12 +24,12 @@ from blindbox_attestation.receipt import MEDIA_TYPE
 
 from ..catalogue import checkpoint_name
 from ..checkpoint import Checkpoint
-from ..jobs import Job, Order, Source
+from ..jobs import Event, Job, Order, Source, results_of
 from ..jobs.foreman import Key
-from ..refusals import NotFound, Refusal, listed, nearest
+from ..refusals import Busy, NotFound, Refusal, listed, nearest
 from ..tenants import Tenant
 from ..training import Method, Recipe
-from .answers import EventStream
+from .answers import EventStream, unless_gone
 from .bodies import Body, Column, Several, body
 from .files import described
 from .rooms import Asking, Rooms
@@ -141,11 +142,26 @@ def router(rooms: Rooms) -> APIRouter:
             made = await foreman.create(asking, order, key=key)
         return told(made)
 
+    looking = threading.Lock()
+
     @routes.post("/preview")
-    async def preview(asking: Asking, wanted: Annotated[JobBody, Depends(body(JobBody))]) -> Any:
+    async def preview(
+        request: Request, asking: Asking, wanted: Annotated[JobBody, Depends(body(JobBody))]
+    ) -> Any:
+        gone = threading.Event()
+
         def look() -> dict[str, Any]:
+            # It reads as much as a job does: one at a time, and no longer than somebody waits for it.
+            if not looking.acquire(blocking=False):
+                raise Busy("Another preview is being made.", code="preview_busy", retry_after=5)
+            try:
+                return seen()
+            finally:
+                looking.release()
+
+        def seen() -> dict[str, Any]:
             order = order_of(rooms, asking, wanted)
-            reading = foreman.rows.read(asking, order)
+            reading = foreman.rows.read(asking, order, gone.is_set)
             return {
                 "object": "fine_tuning.preview",
                 "data": reading.report,
@@ -153,7 +169,10 @@ def router(rooms: Rooms) -> APIRouter:
                 "recipe": asdict(order.recipe),
             }
 
-        return await asyncio.to_thread(look)
+        try:
+            return await unless_gone(request, asyncio.to_thread(look))
+        finally:
+            gone.set()
 
     @routes.get("/jobs")
     async def jobs(request: Request, asking: Asking) -> Any:
@@ -195,10 +214,16 @@ def router(rooms: Rooms) -> APIRouter:
         streamed = _streamed(request)
         after, limit, _ = _page(request, default=20, also=("stream",))
         if streamed:
-            await foreman.find(asking, job_id)
+            job = await foreman.find(asking, job_id)
+            if after is not None and not after.startswith(Event(job.id, 0, 0, "").id[:-8]):
+                raise NotFound("This job has no event of this id.", code="not_found", param="after")
             return EventStream(_events(rooms, asking, job_id, after))
-        found = [event.told() for event in reversed(await foreman.events(asking, job_id))]
-        return JSONResponse(_paged(found, after, limit))
+        kept = await foreman.events(asking, job_id)
+
+        def page() -> JSONResponse:
+            return JSONResponse(_paged([event.told() for event in reversed(kept)], after, limit))
+
+        return await asyncio.to_thread(page)
 
     @routes.get("/jobs/{job_id}/checkpoints")
     async def checkpoints(job_id: str, request: Request, asking: Asking) -> Any:
@@ -209,7 +234,9 @@ def router(rooms: Rooms) -> APIRouter:
 
     @routes.get("/jobs/{job_id}/metrics")
     async def metrics(job_id: str, asking: Asking) -> Any:
-        return {"object": "list", "data": await foreman.metrics(asking, job_id)}
+        found = await foreman.metrics(asking, job_id)
+        # Thousands of rows: made into JSON where nobody's answer waits for it.
+        return await asyncio.to_thread(JSONResponse, {"object": "list", "data": found})
 
     @routes.get("/jobs/{job_id}/receipt")
     async def receipt(job_id: str, asking: Asking) -> Response:
@@ -306,7 +333,7 @@ def _start(rooms: Rooms, tenant: Tenant, wanted: JobBody) -> str | None:
     if start is None:
         return None
     try:
-        rooms.catalogue.adapter(tenant, start)
+        rooms.catalogue.check_own(tenant, start)
     except Refusal as refusal:
         raise _about(refusal, param) from None
     return start
@@ -425,7 +452,7 @@ def told(job: Job) -> dict[str, Any]:
         "fine_tuned_model": job.fine_tuned_model if job.status == "succeeded" else None,
         "trained_tokens": job.report.get("tokens_learned") if job.over else None,
         "estimated_finish": job.now() + round(eta) if job.status == "running" and eta is not None else None,
-        "result_files": [],
+        "result_files": [results_of(job.id)] if job.results else [],
         "organization_id": "",
         "integrations": [],
         "error": None

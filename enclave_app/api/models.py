@@ -6,14 +6,17 @@ are theirs to take home and to delete.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterable, Callable
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from .. import model_card, zipped
 from ..catalogue import Served
+from ..refusals import RateLimited
 from .rooms import Asking, Rooms
 
 
@@ -21,6 +24,7 @@ def router(rooms: Rooms) -> APIRouter:
     """The routes, over these rooms."""
     routes = APIRouter(prefix="/v1/models")
     catalogue = rooms.catalogue
+    downloading: set[str] = set()  # ids of tenants
 
     @routes.get("")
     async def models(asking: Asking) -> Any:
@@ -30,13 +34,26 @@ def router(rooms: Rooms) -> APIRouter:
     # Before the one below, which takes every path: a model's name may have a slash in it.
     @routes.get("/{name:path}/content")
     async def content(name: str, asking: Asking) -> Any:
-        record, adapter = await asyncio.to_thread(catalogue.owned, asking, name)
-        files = model_card.files(record, adapter)
-        return StreamingResponse(
+        if asking.id in downloading:  # all of it is in memory while it is sent
+            raise RateLimited(
+                "You are downloading a model already; one at a time is sent.",
+                code="too_many_downloads",
+                retry_after=5,
+            )
+        downloading.add(asking.id)
+        try:
+            record, adapter = await asyncio.to_thread(catalogue.owned, asking, name)
+            files = model_card.files(record, adapter)
+            size = await asyncio.to_thread(zipped.size, files)
+        except BaseException:
+            downloading.discard(asking.id)
+            raise
+        return _Download(
             iterate_in_threadpool(zipped.zipped(files)),
+            lambda: downloading.discard(asking.id),
             media_type="application/zip",
             headers={
-                "content-length": str(await asyncio.to_thread(zipped.size, files)),
+                "content-length": str(size),
                 "content-disposition": f'attachment; filename="{record.id}.zip"',
             },
         )
@@ -52,6 +69,20 @@ def router(rooms: Rooms) -> APIRouter:
         return {"id": name, "object": "model", "deleted": True}
 
     return routes
+
+
+class _Download(StreamingResponse):
+    """Calls `over` when no more of it is sent, also where the caller hung up before the first byte."""
+
+    def __init__(self, content: AsyncIterable[bytes], over: Callable[[], None], **more: Any) -> None:
+        super().__init__(content, **more)
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 def _told(rooms: Rooms, served: Served) -> dict[str, Any]:

@@ -226,6 +226,8 @@ def expire(store: Store, tenant: Tenant, now: float) -> list[str]:
     ended: list[Record] = []
     over: list[str] = []
     told: set[str] = set()
+    # Before the records are read: what has arrived by now is in one of them, if it belongs to any.
+    stray = set(store.names(tenant, PARTS)) - ARRIVING
     for name in store.names(tenant, UPLOADS):
         try:
             record = Record.parse(store.read(tenant, UPLOADS, name))
@@ -245,7 +247,7 @@ def expire(store: Store, tenant: Tenant, now: float) -> list[str]:
     for place, record in enumerate(ended):
         if place >= MOST_KEPT or now >= record.expires_at + KEPT:
             _drop(store, tenant, UPLOADS, record.id)
-    for name in set(store.names(tenant, PARTS)) - told - ARRIVING:
+    for name in stray - told:
         _drop(store, tenant, PARTS, name)
     return over
 
@@ -342,9 +344,12 @@ def _completed(
     if record.status == "completed":
         return _told(store, tenant, record)  # asked again, because the answer was lost
     _check_pending(record)
+    if record.file_id in store.names(tenant, DESCRIPTIONS):
+        # A crash came before the record. The file stays what it is: a job may have read it by now.
+        _ended(store, tenant, upload_id, "completed")
+        return _told(store, tenant, replace(record, status="completed"))
     parts = _chosen(record, wish)  # 1
-    if record.file_id not in store.names(tenant, DESCRIPTIONS):
-        check_room(store, tenant, settings)
+    check_room(store, tenant, settings)
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     beginning = bytearray()
     with arriving(record.file_id):

@@ -159,6 +159,11 @@ class Desk:
         if name in self._shelves:
             self._shelves[name].let_go(version, after=after)
 
+    def let_go_all(self, name: str, owner: str) -> None:
+        """The same for every tuned model of this owner's."""
+        if name in self._shelves:
+            self._shelves[name].let_go_all(owner)
+
     def keep(self, name: str, version: str) -> None:
         """Do not let it go after all."""
         if name in self._shelves:

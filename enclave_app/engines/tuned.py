@@ -151,6 +151,12 @@ class Shelf:
                 asyncio.get_running_loop().call_later(after, self._sweep)
             self._sweep()
 
+    def let_go_all(self, owner: str) -> None:
+        """The same for every one of this owner's."""
+        for held in list(self._held.values()):
+            if held.tuning.owner == owner:
+                self.let_go(held.tuning.version)
+
     def keep(self, version: str) -> None:
         """Do not let it go after all."""
         held = self._held.get(version)

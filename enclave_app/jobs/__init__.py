@@ -42,6 +42,8 @@ EVENTS: Final = "job-events"
 KEYS: Final = "job-keys"
 RECEIPTS: Final = "receipts"
 """Kinds in the sealed store."""
+RESULTS: Final = "file-result-"
+"""Files of this beginning belong to jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Source:
     sha256: str = ""  # of the file's bytes
     config: str | None = None  # a hub's data set may have several
     hub: bool = False
+    revision: str = ""  # of the hub's data set, once it was read: it is read at this one again
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Job:
     fine_tuned_model: str | None = None
     adapter: str | None = None  # SHA-256 of its weights
     receipt: bool = False
+    results: bool = False  # is there a file of its curve, `results_of` the job?
     resumed_from: int | None = None  # the step
     resumed: int = 0  # times
     error: Failure | None = None
@@ -210,6 +214,19 @@ def move(job: Job, to: Status, **changes: Any) -> Job:
             status=400,
         )
     return replace(job, status=to, **changes)
+
+
+def pinned(order: Order, report: Mapping[str, Any]) -> Order:
+    """The order with the commit of its hub's data set, and the digest of what was read of it, as reported."""
+    told = report.get("hub")
+    if not order.training.hub or not told:
+        return order
+    return replace(order, training=replace(order.training, revision=told["revision"], sha256=told["sha256"]))
+
+
+def results_of(job_id: str) -> str:
+    """The file of a job's curve: known before it is written, the same if it is written twice."""
+    return f"{RESULTS}{job_id.removeprefix('ftjob-')}"
 
 
 def base_of(name: str) -> str:

@@ -27,9 +27,10 @@ from ..refusals import Failed, NotFound
 from ..store import Damaged, Missing, Store
 from ..tenants import Tenant
 from ..training import Snapshot, Task
-from . import EVENTS, JOBS, KEYS, RECEIPTS, Event, Job, Level
+from . import EVENTS, JOBS, KEYS, RECEIPTS, Event, Job, Level, results_of
 
 SEGMENT: Final = 256
+_FILES: Final = ("file-descriptions", "files")  # as in ../api/files.py
 _HEAD: Final = 80 << 10  # bytes in which a checkpoint tells of itself
 _MISREAD: Final = (Damaged, MalformedCheckpoint, ValueError, KeyError, TypeError)
 
@@ -92,6 +93,10 @@ class Book:
                 with suppress(Missing):
                     self._store.delete(tenant, kind, name)
             removed[kind] = len(names)
+        for kind in _FILES:
+            with suppress(Missing):
+                self._store.delete(tenant, kind, results_of(job_id))
+                removed["files"] = 1
         for name in self._store.names(tenant, KEYS):
             with suppress(Missing, *_MISREAD):
                 if json.loads(self._store.read(tenant, KEYS, name))["job"] == job_id:
@@ -224,11 +229,11 @@ class Book:
             raise Failed("The stored receipt is damaged.", code="damaged_receipt") from None
 
     def _of(self, tenant: Tenant, kind: str, job_id: str) -> list[str]:
-        """Names of this kind that belong to the job, in their order."""
+        """Names of this kind that belong to the job, in their order; not what somebody else put there."""
         return [
             name
             for name in self._store.names(tenant, kind)
-            if name == job_id or name.rpartition("-")[0] == job_id
+            if name == job_id or (name.rpartition("-")[0] == job_id and name.rpartition("-")[2].isdigit())
         ]
 
     def _steps(self, tenant: Tenant, job_id: str) -> list[int]:
@@ -250,6 +255,7 @@ class Diary:
         self._segments = segments
         self._next = 0
         self._open: list[Event] = []  # of the segment that `_next` is in
+        self._full: list[list[Event]] = []  # segments before it that are not written yet
         self._dirty = False
         self._latest = 0
         if segments:
@@ -268,7 +274,8 @@ class Diary:
         self._latest = max(self._latest, int(time.time()))
         event = Event(self._job, self._next, self._latest, message, level, data)
         if self._open and self._open[-1].number // SEGMENT != self._next // SEGMENT:
-            self.flush()
+            if self._dirty:
+                self._full.append(self._open)
             self._open = []
         self._open.append(event)
         self._next += 1
@@ -276,15 +283,18 @@ class Diary:
         return event
 
     def flush(self) -> None:
-        """Write what has been noted."""
+        """Write what has been noted. Where that fails it is all still here."""
+        while self._full:
+            self._write(self._full[0][0].number // SEGMENT, self._full[0])
+            del self._full[0]
         if self._dirty:
             self._write(self._open[0].number // SEGMENT, self._open)
             self._dirty = False
 
     @property
     def unwritten(self) -> list[Event]:
-        """Those of the open segment: what is on the disk may lack the last of them."""
-        return list(self._open)
+        """Those of the open segment and of such as are not written: the disk may lack the last of them."""
+        return [event for events in (*self._full, self._open) for event in events]
 
     def drop_figures_after(self, step: int) -> int:
         """

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -35,9 +36,10 @@ from ..settings import Settings
 from ..store import Store, new_id
 from ..tenants import Tenant
 from ..training import Progress, Snapshot, Stop, Task, Trained, Trainer, TrainingFailed, Unlearnable
-from . import Event, Failure, Job, JobPhase, Level, Order, move
+from . import Event, Failure, Job, JobPhase, Level, Order, Status, move, pinned, results_of
 from .book import Book, Diary, Listed, digest
 from .reading import Reading, Stopped
+from .receipts import NoReceipt
 
 log = logging.getLogger("enclave_app")
 
@@ -48,6 +50,8 @@ _FLUSHED: Final = 1.0  # seconds between two writings of events
 _SOON: Final = 15.0  # seconds that a caller who stops a job waits for it to have stopped
 _COMPARED: Final = 300.0  # seconds that a new model may take to answer the held-back prompts
 _REMEMBERED: Final = 1 << 16
+MOST_EARS: Final = 16  # that listen to one job
+_UNHEARD: Final = 256  # things that somebody has not listened to yet
 _DAY: Final = 86400
 _ABSURD: Final = 20 * 365 * _DAY
 _PHASES: Final[tuple[JobPhase, ...]] = ("loading", "training", "checking")
@@ -84,6 +88,8 @@ class Models(Protocol):
         continuations: Sequence[Sequence[int]],
     ) -> dict[str, Any]: ...
 
+    async def prepare(self, tenant: Tenant, name: str) -> float: ...
+
     async def delete_all(self, tenant: Tenant) -> Sequence[str]: ...
 
 
@@ -104,6 +110,9 @@ class Signer(Protocol):
 Expire = Callable[[Tenant], None]
 """Removes files and uploads of a tenant that are over."""
 
+Keep = Callable[[Tenant, str, str, bytes], None]
+"""Makes bytes a file of the tenant's: its id, what it is called, the bytes."""
+
 Heard = Event | Progress | Job
 """What one who listens to a job hears; a `Job` that is not live is the last."""
 
@@ -121,16 +130,26 @@ class Key:
 
 
 class Ear:
-    """Somebody who listens to a job, on the event loop that made this."""
+    """
+    Somebody who listens to a job, on the event loop that made this.
+
+    Of who does not take what they hear, `Progress` is dropped: a job's events are so many and no more, its
+    steps are not.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[Heard] = asyncio.Queue()
+        self.deaf = False  # gone, perhaps before the foreman knew of it
 
     def hear(self, item: Heard) -> None:
         """From any thread."""
         with suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
-            self._loop.call_soon_threadsafe(self._heard.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._put, item)
+
+    def _put(self, item: Heard) -> None:
+        if not self.deaf and (not isinstance(item, Progress) or self._heard.qsize() < _UNHEARD):
+            self._heard.put_nowait(item)
 
     async def items(self) -> AsyncGenerator[Heard, None]:
         """As they come, until the job is not live any more."""
@@ -158,6 +177,8 @@ class _Live:
     flushed: float = 0.0
     pending: dict[str, Any] | None = None  # figures of the last step, until nothing can be added to them
     told_step: int = 0
+    told_loss: int = 0  # the step of the last evaluation that was told
+    told_kept: int = 0  # the last checkpoint that was
     kept_step: int = 0  # of the last checkpoint
     damaged: frozenset[int] = frozenset()  # steps of checkpoints that cannot be read
 
@@ -180,6 +201,7 @@ class Foreman:
         base: str = "",
         signer: Signer | None = None,
         expire: Expire | None = None,
+        keep: Keep | None = None,
     ) -> None:
         self.trainer = trainer
         self.book = Book(store)
@@ -190,10 +212,12 @@ class Foreman:
         self._base = base  # fingerprint of the model that is trained on
         self._signer = signer
         self._expire = expire
+        self._keep = keep
         self._lock = threading.RLock()  # over everything below, and over jobs that are not at the bench
         self._making = threading.Lock()  # one order at a time is taken
         self._live: dict[str, _Live] = {}
         self._seen: OrderedDict[str, threading.Event] = OrderedDict()
+        self._leaving: set[str] = set()  # tenants whose everything is being removed; touched by event loops
         self._unwritten: dict[str, tuple[str, Job]] = {}  # by job, with the tenant's id
         self._turns: dict[str, int] = {}  # by tenant: when it had the bench last
         self._turn = 0
@@ -238,11 +262,11 @@ class Foreman:
 
     async def cancel(self, tenant: Tenant, job_id: str) -> Job:
         """Stop it for good. Waits a while until it has stopped."""
-        return await asyncio.to_thread(self._stop, tenant, job_id, "cancel")
+        return await self._stopped_soon(tenant, job_id, "cancel")
 
     async def pause(self, tenant: Tenant, job_id: str) -> Job:
         """Stop it so that it can go on from where it is."""
-        return await asyncio.to_thread(self._stop, tenant, job_id, "pause")
+        return await self._stopped_soon(tenant, job_id, "pause")
 
     async def resume(self, tenant: Tenant, job_id: str) -> Job:
         """Let a paused job go on when it is its turn."""
@@ -255,8 +279,23 @@ class Foreman:
 
     async def forget(self, tenant: Tenant) -> dict[str, int]:
         """Stop what runs for the tenant and remove everything it has; tells what there was."""
-        models = await self._models.delete_all(tenant)
-        return {"models": len(models)} | await asyncio.to_thread(self._forget, tenant)
+        if tenant.id in self._leaving:
+            raise Busy("Everything of yours is being deleted already.", code="tenant_leaving", retry_after=10)
+        self._leaving.add(tenant.id)
+        try:
+            live = await asyncio.to_thread(self._leave, tenant)
+            await asyncio.gather(*(self._ended_soon(tenant, job_id) for job_id in live))
+            if await asyncio.to_thread(self._own, tenant, ending=True):
+                raise Busy(
+                    "A job of yours has not stopped yet. Nothing was removed; try again in a minute.",
+                    code="job_in_progress",
+                    retry_after=60,
+                )
+            models = await self._models.delete_all(tenant)
+            removed = await asyncio.to_thread(self._forget, tenant)
+        finally:
+            self._leaving.discard(tenant.id)
+        return {"cancelled-jobs": len(live), "models": len(models)} | removed
 
     async def events(self, tenant: Tenant, job_id: str) -> Sequence[Event]:
         """All so far, the oldest first."""
@@ -273,8 +312,15 @@ class Foreman:
 
     async def metrics(self, tenant: Tenant, job_id: str) -> Sequence[dict[str, Any]]:
         """The figures of each step that was told, once, in order."""
+        return await asyncio.to_thread(self._metrics, tenant, job_id)
+
+    def _metrics(self, tenant: Tenant, job_id: str) -> Sequence[dict[str, Any]]:
+        self._find(tenant, job_id)
+        return self._curve(tenant, job_id)
+
+    def _curve(self, tenant: Tenant, job_id: str) -> Sequence[dict[str, Any]]:
         rows: dict[int, dict[str, Any]] = {}
-        for event in await self.events(tenant, job_id):
+        for event in self._told(tenant, job_id):
             if event.data is not None and event.step is not None:
                 known = {name: value for name, value in event.data.items() if value is not None}
                 rows[event.step] = {"time": event.created_at, **rows.get(event.step, {}), **known}
@@ -297,9 +343,9 @@ class Foreman:
     async def follow(self, tenant: Tenant, job_id: str) -> AsyncGenerator[Event, None]:
         """All events so far, then each as it comes, until the job is not live any more."""
         ear = Ear()
-        past, live = await asyncio.to_thread(self._listen, tenant, job_id, ear)
         last = -1
         try:
+            past, live = await asyncio.to_thread(self._listen, tenant, job_id, ear)
             for event in past:
                 last = event.number
                 yield event
@@ -316,22 +362,32 @@ class Foreman:
         try:
             yield
         finally:
-            with self._lock:
-                live = self._live.get(job.id)
-                if live is not None and live.at_bench:
-                    live.wish = "cancel"
-                elif live is not None:
-                    self._halt(live, "cancel")
+            if job.id in self._live:  # on a thread: it waits for the disk, and an event loop must not
+                threading.Thread(target=self._drop, args=(job.id,), name="jobs-drop", daemon=True).start()
+
+    def _drop(self, job_id: str) -> None:
+        with self._lock:
+            live = self._live.get(job_id)
+            if live is not None and live.at_bench:
+                live.wish = "cancel"
+            elif live is not None:
+                self._halt(live, "cancel")
 
     def seen(self, tenant: Tenant) -> None:
         """This tenant is here: what of its work is unfinished goes on. Cheap; the work happens elsewhere."""
-        if tenant.id in self._seen and tenant.id not in {owner for owner, _ in self._unwritten.values()}:
+        if tenant.id in self._seen and all(owner != tenant.id for owner, _ in list(self._unwritten.values())):
             return
         with suppress(RuntimeError):
             self._loop = asyncio.get_running_loop()
         # Any token is a tenant. One that has nothing costs no thread, and is not remembered.
         if self.book.any(tenant):
-            threading.Thread(target=self._settle, args=(tenant,), name="jobs-seen", daemon=True).start()
+            threading.Thread(target=self._look, args=(tenant,), name="jobs-seen", daemon=True).start()
+
+    def _look(self, tenant: Tenant) -> None:
+        try:
+            self._settle(tenant)
+        except Exception as error:  # noqa: BLE001 - told by type alone; the next request tries again
+            _failure(error)
 
     @property
     def idle(self) -> bool:
@@ -383,6 +439,9 @@ class Foreman:
 
     def _events(self, tenant: Tenant, job_id: str) -> Sequence[Event]:
         self._find(tenant, job_id)
+        return self._told(tenant, job_id)
+
+    def _told(self, tenant: Tenant, job_id: str) -> Sequence[Event]:
         with self._lock:
             live = self._live.get(job_id)
             fresh = [] if live is None else live.diary.unwritten
@@ -395,13 +454,22 @@ class Foreman:
         with self._lock:
             live = self._live.get(job.id)
             if live is not None:
+                live.ears = [each for each in live.ears if not each.deaf]
+                if len(live.ears) >= MOST_EARS:
+                    raise RateLimited(
+                        f"{MOST_EARS} streams of this job are open, which is the limit; close one.",
+                        code="too_many_streams",
+                        retry_after=10,
+                    )
                 live.ears.append(ear)
         return self._events(tenant, job_id), live is not None
 
     def _deafen(self, job_id: str, ear: Ear) -> None:
-        with self._lock:
-            live = self._live.get(job_id)
-            if live is not None and ear in live.ears:
+        # Without the lock, which may be held while the disk is waited for: this runs on event loops.
+        ear.deaf = True
+        live = self._live.get(job_id)
+        if live is not None:
+            with suppress(ValueError):
                 live.ears.remove(ear)
 
     def _made(self, tenant: Tenant, key: Key) -> Job | None:
@@ -430,6 +498,13 @@ class Foreman:
             self._models.room(tenant, self._own(tenant))
             listed = self.book.jobs(tenant)
             over = [job for job in listed.jobs if job.over]
+            if len(listed.jobs) - len(over) >= self._settings.max_jobs_kept:
+                raise RateLimited(
+                    f"{len(listed.jobs) - len(over)} jobs of yours are paused, waiting or running, and "
+                    f"{self._settings.max_jobs_kept} are the limit. Cancel one, or let one go on.",
+                    code="too_many_jobs",
+                    retry_after=60,
+                )
             for job in over[max(0, self._settings.max_jobs_kept - 1) :]:
                 self.book.forget(tenant, job.id)
             job = Job(
@@ -441,9 +516,9 @@ class Foreman:
             )
             if key is not None:
                 self.book.write_key(tenant, key.name, job.id, key.asked)
-            self.book.write(tenant, job)
             with self._lock:
-                self._seen.setdefault(tenant.id, _set())
+                self.book.write(tenant, job)
+                self._remember(tenant)
                 live = self._enlist(tenant, job)
                 if ear is not None:
                     live.ears.append(ear)
@@ -454,6 +529,8 @@ class Foreman:
     def _room(self, tenant: Tenant, alone: bool) -> None:
         """Refuse where there is no place for one more."""
         with self._lock:
+            if tenant.id in self._leaving:
+                raise Busy("Everything of yours is being deleted.", code="tenant_leaving", retry_after=10)
             own = self._own(tenant)
             if alone and own:
                 raise Conflict(
@@ -475,14 +552,39 @@ class Foreman:
                     retry_after=60,
                 )
 
-    def _own(self, tenant: Tenant) -> int:
-        """How many of the tenant's jobs run or wait; one that is about to end does not count."""
+    def _own(self, tenant: Tenant, *, ending: bool = False) -> int:
+        """How many of the tenant's jobs run or wait; one that is about to end does not count, or does."""
         with self._lock:
-            return sum(live.tenant.id == tenant.id and live.wish != "cancel" for live in self._live.values())
+            return sum(
+                live.tenant.id == tenant.id and (ending or live.wish != "cancel")
+                for live in self._live.values()
+            )
 
-    def _stop(self, tenant: Tenant, job_id: str, wish: Stop) -> Job:
-        job = self._find(tenant, job_id)
-        to: Any = "cancelled" if wish == "cancel" else "paused"
+    async def _stopped_soon(self, tenant: Tenant, job_id: str, wish: Stop) -> Job:
+        """Stop it, and wait a while for it: on the event loop, for threads are few."""
+        ear = Ear()
+        job = await asyncio.to_thread(self._stop, tenant, job_id, wish, ear)
+        if not job.live:
+            return job
+        try:
+            await asyncio.wait_for(_end_of(ear), _SOON)
+        except TimeoutError:
+            return await self.find(tenant, job_id)
+        finally:
+            self._deafen(job_id, ear)
+        job = await self.find(tenant, job_id)
+        if job.over and job.status != _wished(wish):
+            raise _is_over(job)  # it came to its end first
+        return job
+
+    async def _ended_soon(self, tenant: Tenant, job_id: str) -> None:
+        with suppress(Conflict, NotFound):  # it has come to its own end, or is gone
+            await self._stopped_soon(tenant, job_id, "cancel")
+
+    def _stop(self, tenant: Tenant, job_id: str, wish: Stop, ear: Ear) -> Job:
+        """The job as it is then; where it is at the bench, `ear` hears of its end."""
+        self._find(tenant, job_id)
+        to = _wished(wish)
         with self._lock:
             live = self._live.get(job_id)
             if live is None:
@@ -497,11 +599,8 @@ class Foreman:
                 return live.job
             if live.wish != "cancel":
                 live.wish = wish
-        live.ended.wait(_SOON)
-        job = self._find(tenant, job_id)
-        if job.over and job.status != to:
-            raise _is_over(job)  # it came to its end first
-        return job
+            live.ears.append(ear)
+            return live.job
 
     def _halt(self, live: _Live, wish: Stop) -> None:
         if wish == "pause":
@@ -512,18 +611,18 @@ class Foreman:
             self._finish(live, job, "The job was cancelled.")
 
     def _resume(self, tenant: Tenant, job_id: str) -> Job:
-        self._find(tenant, job_id)
-        with self._making:
-            job = self._find(tenant, job_id)
+        self._settle(tenant)
+        with self._making, self._lock:  # in one go: somebody else may cancel or delete it now
+            job = self._known(tenant, job_id) or self.book.job(tenant, job_id)
             if job.live:
                 raise Conflict(f"The job is {job.status}, not paused.", code="wrong_status", status=400)
             job = move(job, "queued", phase="queued")
             self._room(tenant, alone=False)
+            self._models.room(tenant, self._own(tenant))
             self.book.write(tenant, job)
-            with self._lock:
-                live = self._enlist(tenant, job)
-                self._say(live, "The job is to go on, and waits for its turn.")
-                self._go()
+            live = self._enlist(tenant, job)
+            self._say(live, "The job is to go on, and waits for its turn.")
+            self._go()
             return job
 
     def _delete(self, tenant: Tenant, job_id: str) -> dict[str, int]:
@@ -538,26 +637,18 @@ class Foreman:
             self._unwritten.pop(job_id, None)
             return self.book.forget(tenant, job_id)
 
-    def _forget(self, tenant: Tenant) -> dict[str, int]:
+    def _leave(self, tenant: Tenant) -> Sequence[str]:
+        """The jobs that have to be stopped. What was about to begin has begun by then; nothing else will."""
         self._settle(tenant)
-        with self._making:  # nothing new begins meanwhile
-            cancelled = 0
-            for live in [each for each in self._live.values() if each.tenant.id == tenant.id]:
-                with suppress(Conflict):
-                    self._stop(tenant, live.job.id, "cancel")
-                cancelled += 1
-                if not live.ended.wait(_SOON):
-                    raise Busy(
-                        "A job of yours has not stopped yet. Nothing was removed; try again in a minute.",
-                        code="job_in_progress",
-                        retry_after=60,
-                    )
-            removed = {"cancelled-jobs": cancelled}
-            with self._lock:
-                for job_id, (owner, _) in list(self._unwritten.items()):
-                    if owner == tenant.id:
-                        del self._unwritten[job_id]
-            return removed | self._store.delete_all(tenant)
+        with self._making, self._lock:
+            return [live.job.id for live in self._live.values() if live.tenant.id == tenant.id]
+
+    def _forget(self, tenant: Tenant) -> dict[str, int]:
+        with self._lock:
+            for job_id, (owner, _) in list(self._unwritten.items()):
+                if owner == tenant.id:
+                    del self._unwritten[job_id]
+        return self._store.delete_all(tenant)
 
     # --- who is here, and what is unfinished
 
@@ -568,8 +659,6 @@ class Foreman:
             mine = event is None
             if event is None:
                 event = self._seen[tenant.id] = threading.Event()
-                while len(self._seen) > _REMEMBERED:
-                    self._seen.popitem(last=False)
         if not mine:
             event.wait(60)
             self._write_late(tenant)
@@ -582,12 +671,22 @@ class Foreman:
             raise
         finally:
             event.set()
+        with self._lock:
+            if self._seen.get(tenant.id) is event:
+                self._remember(tenant)
+
+    def _remember(self, tenant: Tenant) -> None:
+        """Nothing of this tenant's is to be picked up. Who is forgotten again is looked at again, no more."""
+        self._seen[tenant.id] = _SETTLED
+        self._seen.move_to_end(tenant.id)
+        while len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
 
     def _pick_up(self, tenant: Tenant) -> None:
-        listed = self.book.jobs(tenant)
-        with self._lock:
+        with self._lock:  # also while it is read: what is told here must still be so when it is acted upon
+            listed = self.book.jobs(tenant)
             for job in reversed(listed.jobs):
-                if not job.live or job.id in self._live or self._closing:
+                if not job.live or job.id in self._live or job.id in self._unwritten or self._closing:
                     continue
                 if job.status == "running":
                     job = move(job, "queued", phase="queued")
@@ -602,7 +701,10 @@ class Foreman:
             self._go()
         self._sweep(tenant, listed)
         if self._expire is not None:
-            self._expire(tenant)
+            try:
+                self._expire(tenant)
+            except Exception as error:  # noqa: BLE001 - old files are no reason to tell nothing of jobs
+                _failure(error)
 
     def _write_late(self, tenant: Tenant) -> None:
         """Last records that the full disk had no room for."""
@@ -632,7 +734,9 @@ class Foreman:
             return
         for job in listed.jobs:
             if not job.live and (job.finished_at or job.created_at) < now - days * _DAY:
-                self.book.forget(tenant, job.id)
+                with self._lock:
+                    if job.id not in self._live:  # resumed just now
+                        self.book.forget(tenant, job.id)
 
     # --- in all threads, under the lock
 
@@ -651,7 +755,7 @@ class Foreman:
             if self._held is not None and self._held[0] == live.job.id:
                 self._held = None
             live.ended.set()
-            for ear in live.ears:
+            for ear in tuple(live.ears):
                 ear.hear(live.job if not live.job.live else replace(live.job, status="paused"))
             live.ears.clear()
 
@@ -660,10 +764,10 @@ class Foreman:
         with self._lock:
             if self._closing:
                 return
-            if self._reader is None and self._next("validating_files") is not None:
+            if not _runs(self._reader) and self._next("validating_files") is not None:
                 self._reader = threading.Thread(target=self._reads, name="jobs-reader", daemon=True)
                 self._reader.start()
-            if self._bench is None and self._next("queued") is not None:
+            if not _runs(self._bench) and self._next("queued") is not None:
                 self._bench = threading.Thread(target=self._works, name="jobs-bench", daemon=True)
                 self._bench.start()
 
@@ -683,7 +787,7 @@ class Foreman:
     ) -> None:
         with self._lock:
             event = live.diary.note(message, level, data)
-            for ear in live.ears:
+            for ear in tuple(live.ears):
                 ear.hear(event)
 
     def _note(self, tenant: Tenant, job: Job, message: str, level: Level = "info") -> None:
@@ -751,7 +855,9 @@ class Foreman:
                 if live.ended.is_set():  # cancelled or paused meanwhile
                     continue
                 try:
-                    self._put(live, move(live.job, "queued", data=reading.report, estimate=estimate))
+                    told = {"data": reading.report, "estimate": estimate}
+                    order = pinned(live.job.order, reading.report)
+                    self._put(live, move(live.job, "queued", order=order, **told))
                 except (Refusal, OSError) as error:
                     self._fail(live, _failure(error))
                     continue
@@ -820,7 +926,8 @@ class Foreman:
         else:
             reading = self.rows.read(live.tenant, live.job.order, lambda: bool(self._stop_of(live)))
         estimate = self.rows.admit(live.job.order, reading)
-        self._put(live, replace(live.job, data=reading.report, estimate=estimate))
+        order = pinned(live.job.order, reading.report)
+        self._put(live, replace(live.job, order=order, data=reading.report, estimate=estimate))
         return reading
 
     def _learn(self, live: _Live, task: Task, again: bool) -> Trained | None:
@@ -834,6 +941,7 @@ class Foreman:
                 self._go_on(live, snapshot, damaged)
                 task = replace(task, resume=None if snapshot is None else snapshot.state)
             live.told_step, live.pending, live.kept_step = step, None, step
+            live.told_loss = live.told_kept = step
             del snapshot
             try:
                 return self._steps(live, task)
@@ -866,6 +974,7 @@ class Foreman:
             if isinstance(item, Trained):
                 trained = item
             elif isinstance(item, Snapshot):
+                item = replace(item, loss=_finite(item.loss), validation_loss=_finite(item.validation_loss))
                 self._figures(live)
                 live.diary.flush()  # before the checkpoint: whoever goes on from it has the curve up to it
                 self.book.add_checkpoint(live.tenant, live.job, task, item, self._base)
@@ -873,7 +982,9 @@ class Foreman:
                 live.kept_step = item.step
                 self._put(live, replace(live.job, ran_seconds=live.ran))
                 live.began = time.monotonic()
-                self._say(live, f"A checkpoint was written at step {item.step}.")
+                if not _too_soon(live.told_kept, item.step, item.total_steps):
+                    live.told_kept = item.step
+                    self._say(live, f"A checkpoint was written at step {item.step}.")
             else:
                 self._progress(live, item)
             if time.monotonic() - live.flushed > _FLUSHED:
@@ -895,6 +1006,7 @@ class Foreman:
 
     def _progress(self, live: _Live, at: Progress) -> None:
         phase: JobPhase = at.phase if at.phase in _PHASES else "training"
+        at = replace(at, loss=_finite(at.loss), validation_loss=_finite(at.validation_loss))
         told = {name: value for name, value in asdict(at).items() if name != "phase"}
         if told["validation_loss"] is None:
             told["validation_loss"] = live.job.progress.get("validation_loss")
@@ -918,8 +1030,10 @@ class Foreman:
             pending |= {name: value for name, value in figures.items() if value is not None}
             return
         self._figures(live)
-        thinned = at.step % (1 + at.total_steps // MOST_FIGURES) and at.step != at.total_steps
-        if at.validation_loss is not None or (at.step > live.told_step and not thinned):
+        if at.validation_loss is not None:
+            if not _too_soon(live.told_loss, at.step, at.total_steps):
+                live.told_loss, live.pending = at.step, figures
+        elif at.step > live.told_step and not _too_soon(live.told_step, at.step, at.total_steps):
             live.pending = figures
 
     def _figures(self, live: _Live) -> None:
@@ -935,7 +1049,7 @@ class Foreman:
 
     def _hear(self, live: _Live, at: Progress) -> None:
         with self._lock:
-            for ear in live.ears:
+            for ear in tuple(live.ears):
                 ear.hear(at)
 
     def _stopped(self, live: _Live) -> None:
@@ -965,7 +1079,7 @@ class Foreman:
             if live.wish == "cancel":
                 self._halt(live, "cancel")
                 return
-        report = trained.report
+        report = _short(trained.report)
         job = replace(
             live.job,
             phase="publishing",
@@ -982,28 +1096,36 @@ class Foreman:
         self._say(live, f"The model {name} is published.")
         live.job = job = replace(job, serving=self._compared(live, name, task, trained))
         job = replace(job, finished_at=job.now(), ran_seconds=live.ran)
-        job = replace(job, receipt=self._signed(live, job, task, trained))
+        job = replace(job, receipt=self._signed(live, job, task, trained), results=self._kept(live))
         self._finish(live, move(job, "succeeded", phase="done"), "The job succeeded.")
 
     def _compared(self, live: _Live, name: str, task: Task, trained: Trained) -> dict[str, Any] | None:
+        """The model is made ready, and asked what the trainer has asked it, where it has."""
         loop = self._loop
-        if not trained.continuations or loop is None or not loop.is_running():
+        if loop is None or not loop.is_running():
             return None
 
-        async def compare() -> dict[str, Any]:
-            return await self._models.check(live.tenant, name, task.probes, trained.continuations)
+        async def compare() -> dict[str, Any] | None:
+            if trained.continuations:
+                return await self._models.check(live.tenant, name, task.probes, trained.continuations)
+            await self._models.prepare(live.tenant, name)
+            return None
 
+        comparing = asyncio.run_coroutine_threadsafe(compare(), loop)
         try:
-            told = asyncio.run_coroutine_threadsafe(compare(), loop).result(_COMPARED)
+            told = comparing.result(_COMPARED)
         except Exception as error:  # noqa: BLE001 - the model is there, and its owner is told
+            comparing.cancel()
             log.error("comparison: %s", type(error).__name__)
             words = "What is served could not be compared with what was trained; ask it to see."
             self._say(live, words, "warn")
             return None
-        words = (
-            f"Of {told['tokens']} tokens that were compared, {told['equal']} are served as they were trained."
-        )
-        self._say(live, words)
+        if told is not None:
+            self._say(
+                live,
+                f"Of {told['tokens']} tokens that were compared, {told['equal']} are served as they were "
+                "trained.",
+            )
         return told
 
     def _signed(self, live: _Live, job: Job, task: Task, trained: Trained) -> bool:
@@ -1019,11 +1141,59 @@ class Foreman:
                 start=task.start,
             )
             self.book.write_receipt(live.tenant, job.id, receipt)
+        except NoReceipt as error:
+            self._say(live, str(error), "warn")
+            return False
         except Exception as error:  # noqa: BLE001 - the model is there, and its owner is told
             log.error("receipt: %s", type(error).__name__)
             self._say(live, "There is no receipt: it could not be signed or kept.", "warn")
             return False
         return True
+
+    def _kept(self, live: _Live) -> bool:
+        """The curve, as a file."""
+        if self._keep is None:
+            return False
+        try:
+            curve = self._curve(live.tenant, live.job.id)
+            self._keep(live.tenant, results_of(live.job.id), "step_metrics.csv", _csv(curve))
+        except (Refusal, OSError):
+            self._say(live, "There is no file of the figures: it could not be written.", "warn")
+            return False
+        return True
+
+
+def _finite(value: Any) -> Any:
+    """What JSON can tell: a loss that is no number any more is none, wherever it stands."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _short(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report with no more validation losses than a job may have figures; that of what was kept stays."""
+    told: dict[str, Any] = _finite(report)
+    losses = told.get("validation_losses") or []
+    every = 1 + len(losses) // MOST_FIGURES
+    if every > 1:
+        best, last = told.get("best_step"), losses[-1]
+        told["validation_losses"] = [
+            each for at, each in enumerate(losses) if at % every == 0 or each[0] == best or each is last
+        ]
+    return told
+
+
+def _csv(curve: Sequence[Mapping[str, Any]]) -> bytes:
+    """As OpenAI writes it; accuracies are not known here."""
+    lines = ["step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"]
+    for row in curve:
+        told = ("" if row[name] is None else repr(row[name]) for name in ("loss", "validation_loss"))
+        lines.append(f"{row['step']},{next(told)},,{next(told)},")
+    return "\n".join([*lines, ""]).encode()
 
 
 def _failure(error: BaseException) -> Failure:
@@ -1038,7 +1208,7 @@ def _failure(error: BaseException) -> Failure:
         return Failure(
             "The enclave's disk is full; delete what you no longer need, or try again later.",
             "no_space",
-            status=503,
+            status=507,
         )
     if isinstance(error, MemoryError):
         return Failure("The enclave ran out of memory. Use fewer or shorter rows.", "no_memory", status=503)
@@ -1055,11 +1225,28 @@ def _failure(error: BaseException) -> Failure:
     )
 
 
+def _too_soon(told: int, step: int, total: int) -> bool:
+    """Is it so soon after what was told that there would be more than `MOST_FIGURES` in all?"""
+    every = 1 + total // MOST_FIGURES
+    return step // every == told // every and step != total
+
+
+def _runs(thread: threading.Thread | None) -> bool:
+    return thread is not None and thread.is_alive()
+
+
+async def _end_of(ear: Ear) -> None:
+    async for _ in ear.items():
+        pass
+
+
+def _wished(wish: Stop) -> Status:
+    return "cancelled" if wish == "cancel" else "paused"
+
+
 def _is_over(job: Job) -> Conflict:
     return Conflict(f"The job is {job.status} already.", code="wrong_status", status=400)
 
 
-def _set() -> threading.Event:
-    event = threading.Event()
-    event.set()
-    return event
+_SETTLED: Final = threading.Event()
+_SETTLED.set()

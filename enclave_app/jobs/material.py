@@ -7,6 +7,7 @@ fetched where that is allowed. How rows become tokens is in `reading.py`, what t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO, Final
@@ -16,15 +17,16 @@ from blindbox_data import Form, Wanted
 from ..catalogue import Catalogue
 from ..engines.adapter import Adapter
 from ..figures import free_bytes
-from ..hub import Hub, numbered
+from ..hub import Hub
+from ..hub.line import Unwanted
 from ..prompts import Template
 from ..refusals import Failed, NotFound
 from ..settings import Settings
-from ..store import Damaged, Missing, Store
+from ..store import CHUNK, Damaged, Missing, Store
 from ..tenants import Tenant
 from . import Order, Source
 from .budget import admit, estimate
-from .reading import Reading, lesson_of, read_lesson
+from .reading import Reading, Stopped, lesson_of, read_lesson, rows_of_all
 
 FILES: Final = "files"
 NAMES: Final = {
@@ -67,17 +69,7 @@ class Material:
             most_rows=self._settings.max_training_rows,
         )
         if order.training.hub:
-            most = order.number or self._settings.max_training_rows
-            rows = numbered(self._hub.rows(order.training.name, order.training.config, most))
-            return lesson_of(
-                rows,
-                wanted,
-                order.recipe,
-                tokenizer,
-                window=window,
-                validation=order.validation_split,
-                stopped=stopped,
-            )
+            return self._from_hub(order, wanted, window, stopped)
         validation: Any = order.validation_split
         try:
             with ExitStack() as files:
@@ -100,6 +92,34 @@ class Material:
             raise Failed(
                 "The stored file is damaged. Delete it and upload it again.", code="damaged_file"
             ) from None
+
+    def _from_hub(
+        self, order: Order, wanted: Wanted, window: int | None, stopped: Callable[[], bool] | None
+    ) -> Reading:
+        training = order.training
+        found = self._hub.find(training.name, training.config, training.revision)
+        files = ((each.path, each.file, each.form) for each in found.files(stopped))
+        try:
+            reading = lesson_of(
+                rows_of_all(files, wanted, stopped),
+                wanted,
+                order.recipe,
+                self._catalogue.base.tokenizer,
+                window=window,
+                validation=order.validation_split,
+                names={"file": "dataset_name"},
+                stopped=stopped,
+            )
+        except Unwanted:
+            raise Stopped from None
+        reading.report["hub"] = told = found.told()
+        if training.sha256 and told["sha256"] != training.sha256:
+            raise Failed(
+                "The hub's data set is not what it was when this job began. Create a new job.",
+                code="dataset_changed",
+                status=409,
+            )
+        return reading
 
     def admit(self, order: Order, reading: Reading, *, alone: bool = True) -> dict[str, Any] | None:
         """
@@ -138,11 +158,32 @@ class Material:
             return None
 
     def _opened(self, tenant: Tenant, source: Source, param: str) -> BinaryIO:
+        """
+        The file's bytes, which are those that its description was made for, and a receipt will name.
+
+        The store does not notice what was put back while the enclave was off; the digest does.
+        """
         try:
-            return self._store.reader(tenant, FILES, source.name)
+            file = self._store.reader(tenant, FILES, source.name)
         except Missing:
             raise NotFound(
                 "The file of this job is not there any more. Upload it again and create a new job.",
                 code="file_not_found",
                 param=param,
             ) from None
+        digest = hashlib.sha256()
+        try:
+            while piece := file.read(CHUNK):
+                digest.update(piece)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        if source.sha256 and digest.hexdigest() != source.sha256:
+            file.close()
+            raise Failed(
+                "The stored file is not the one that this job was made for. Delete it and upload it again.",
+                code="damaged_file",
+                param=param,
+            )
+        return file

@@ -1,11 +1,11 @@
 """
 What teaches a model: the `Trainer` protocol and the values that pass through it.
 
-A trainer is an iterator that says where it stands, hands out snapshots it could go on from, and ends with what
-it made. It never touches the weights that are being served: it works on its own copy. It reads tokens, never
-text: rows become tokens in the server (`../jobs/reading.py`), by the same templates that serving uses.
-`counting.py` only counts; `sft.py` trains with trl and peft in processes of its own. Whose turn it is, what is
-kept and what is published is decided in `../jobs/`.
+A trainer is an iterator that says where it stands, hands out snapshots it could go on from, and ends with
+what it made. It never touches the weights that are being served: it works on its own copy. It reads tokens,
+never text: rows become tokens in the server (`../jobs/reading.py`), by the same templates that serving uses.
+`counting.py` only counts; `sft.py` trains with trl and peft in processes of its own. Whose turn it is, what
+is kept and what is published is decided in `../jobs/`.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Snapshot:
     """
     A point from which `Task.resume` goes on as if nothing had happened, to the last bit.
 
-    `state` is one safetensors file: the adapter's tensors under the names that peft gives them, with `adapter.`
-    before each, what the optimizer remembers, the schedule and the position. Chance needs no state: it is a
-    function of the seed and the step (`order.py`).
+    `state` is one safetensors file: the adapter's tensors under the names that peft gives them, with
+    `adapter.` before each, what the optimizer remembers, the schedule and the position. Chance needs no
+    state: it is a function of the seed and the step (`order.py`).
     """
 
     step: int
@@ -97,8 +97,8 @@ class Trained:
     """
     What came out, with figures for the caller: rows, tokens, losses, seconds.
 
-    `continuations` are the greedy token ids that the trained model, in the trainer's own arithmetic, gives each
-    of `Task.probes`, up to the first end token, which is left out: what is served is compared with them.
+    `continuations` are the greedy token ids that the trained model, in the trainer's own arithmetic, gives
+    each of `Task.probes`, up to the first end token, which is left out: what is served is compared with them.
     """
 
     adapter: Adapter

@@ -391,7 +391,7 @@ def test_everything_of_the_caller_goes_at_once_and_they_are_told_what_it_was(
     removed = client.delete("/v1/blindbox/tenant").json()
     assert (removed["object"], removed["deleted"]) == ("blindbox.tenant", True)
     counts = removed["removed"]
-    assert (counts["jobs"], counts["models"], counts["files"], counts["checkpoints"]) == (1, 1, 1, 3)
+    assert (counts["jobs"], counts["models"], counts["files"], counts["checkpoints"]) == (1, 1, 2, 3)
     error_of(client.get(f"{JOBS}/{told['id']}"), 404, "job_not_found")
     error_of(client.get(f"/v1/models/{told['fine_tuned_model']}"), 404, "model_not_found")
     assert client.post("/inference", json={"input_text": "x"}).json()["completion"] == "x"

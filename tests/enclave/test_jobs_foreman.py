@@ -535,7 +535,7 @@ def test_deleting_a_job_removes_what_is_its_own_and_leaves_its_model(tmp_path: P
         with pytest.raises(NotFound):
             await foreman.delete(BEN, job.id)
         removed = await foreman.delete(ANN, job.id)
-        assert removed == {"jobs": 1, "job-events": 1, "checkpoints": 2, "receipts": 0}
+        assert removed == {"jobs": 1, "job-events": 1, "checkpoints": 2, "receipts": 0, "files": 1}
         with pytest.raises(NotFound):
             await foreman.find(ANN, job.id)
         assert job.fine_tuned_model is not None
@@ -554,7 +554,7 @@ def test_everything_of_a_tenant_goes_and_nothing_of_another(tmp_path: Path) -> N
         await foreman.create(ANN, order())
         await until(lambda: trainer.at == 4)
         removed = await foreman.forget(ANN)
-        assert (removed["cancelled-jobs"], removed["jobs"], removed["files"]) == (1, 2, 1)
+        assert (removed["cancelled-jobs"], removed["jobs"], removed["files"]) == (1, 2, 2)
         files = {path.parent.parent.name for path in tmp_path.rglob("*") if path.is_file()}
         assert files == {BEN.id}
         assert (await foreman.list(ANN)).jobs == ()

@@ -45,6 +45,7 @@ def test_every_field_can_be_set_and_is_read_as_its_type() -> None:
             "BLINDBOX_PORT": "8080",
             "BLINDBOX_DATA_DIR": "/srv/data",
             "BLINDBOX_ALLOW_OUTBOUND": "1",
+            "BLINDBOX_HUB_ENDPOINT": "https://mirror.example:8443",
             "BLINDBOX_AUTHORITIES": "Box.example:80, other.example",
             "BLINDBOX_ENDORSEMENTS_DIR": "/srv/certificates",
             "BLINDBOX_MAX_NEW_TOKENS": "7",

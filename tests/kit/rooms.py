@@ -18,13 +18,14 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from enclave_app.api import Rooms, build_api
+from enclave_app.api.files import keeping
 from enclave_app.api.tenant import expiring
 from enclave_app.catalogue import Catalogue, Source
 from enclave_app.engines import Engine
 from enclave_app.engines.desk import Desk
 from enclave_app.engines.echo import ByteTokenizer, EchoEngine
 from enclave_app.engines.worker import Worker, in_thread
-from enclave_app.hub import NoHub
+from enclave_app.hub import hub_of
 from enclave_app.jobs.foreman import Foreman
 from enclave_app.jobs.material import Material
 from enclave_app.settings import Settings
@@ -64,9 +65,10 @@ def rooms_in(
         told,
         store,
         trainer if trainer is not None else CountingTrainer(),
-        Material(told, store, catalogue, NoHub()),
+        Material(told, store, catalogue, hub_of(told)),
         catalogue,
         expire=expiring(store),
+        keep=keeping(store, told),
     )
     return Rooms(settings=told, store=store, catalogue=catalogue, desk=desk, foreman=foreman)
 

@@ -38,7 +38,7 @@ ROWS: Final = b"".join(b'{"question": "q %d", "answer": "a"}\n' % n for n in ran
 ROOM: Final = dict.fromkeys(  # a limit would hide what was done too often
     ("max_files", "max_jobs_each", "max_jobs_waiting", "max_jobs_kept", "max_models_each"), 1_000_000
 )
-ROWS_OF_COPIES: Final = 4  # requests whose copies are under way at the same time
+AT_ONCE: Final = 4  # requests whose copies are under way at the same time
 
 Answer = tuple[int, bytes, bytes]  # status, media type, and what can be read of the body
 Owners = dict[str, str]  # token → the file that its jobs are trained on
@@ -187,7 +187,7 @@ async def _asked(proven: Proven, wishes: Sequence[Wish]) -> int:
         caller.line.close()
         return right
 
-    return sum(await asyncio.gather(*(some() for _ in range(ROWS_OF_COPIES))))
+    return sum(await asyncio.gather(*(some() for _ in range(AT_ONCE))))
 
 
 async def _replayed(
@@ -220,7 +220,7 @@ async def _replayed(
         for line in lines:
             line.close()
 
-    await asyncio.gather(*(row() for _ in range(ROWS_OF_COPIES)))
+    await asyncio.gather(*(row() for _ in range(AT_ONCE)))
 
 
 async def _answer(line: Line, raw: bytes, up: asyncio.Event) -> Answer:
