@@ -27,17 +27,17 @@ from starlette.responses import StreamingResponse
 from blindbox_data import Form
 
 from ..engines.adapter import MalformedAdapter
-from ..jobs import RESULTS
-from ..jobs.foreman import Keep
-from ..refusals import Failed, NotFound, Refusal, listed, nearest
+from ..jobs import DESCRIPTIONS, FILES, RESULTS
+from ..jobs.bench import Keep
+from ..refusals import Failed, NotFound, Refusal, nearest
 from ..settings import Settings
 from ..store import CHUNK, Damaged, Missing, Store, Writer, new_id
 from ..tenants import Tenant
 from .answers import Gone
+from .lists import Page
 from .multipart import Upload
 from .rooms import Asking, Rooms
 
-FILES, DESCRIPTIONS = "files", "file-descriptions"
 PURPOSES = ("fine-tune", "evals", "user_data")
 OF_JOBS = "fine-tune-results"
 SHORTEST, LONGEST = 3600, 30 * 86400  # seconds, as OpenAI's `expires_after` may be
@@ -112,8 +112,7 @@ def router(rooms: Rooms) -> APIRouter:
 
     @routes.get("")
     async def files(request: Request, asking: Asking) -> Any:
-        page = Page.of(request.query_params)
-        return await asyncio.to_thread(_listed, store, asking, page)
+        return await asyncio.to_thread(_listed, store, asking, *part_of(request.query_params))
 
     @routes.get("/{file_id}")
     async def file(file_id: str, asking: Asking) -> Any:
@@ -326,58 +325,16 @@ def _seconds(fields: Mapping[str, str]) -> int | None:
 # --- telling, and removing --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Which part of a list is asked for."""
-
-    after: str | None = None
-    limit: int = MOST_LISTED
-    newest_first: bool = True
-    purpose: str | None = None
-
-    @classmethod
-    def of(cls, query: Mapping[str, str]) -> Page:
-        """Read what OpenAI's lists take; what they do not is refused."""
-        known = ("after", "limit", "order", "purpose")
-        for name in query:
-            if name not in known:
-                message = (
-                    f'There is no parameter "{name[:80]}".{nearest(name, known)} There are: {listed(known)}.'
-                )
-                raise Refusal(message, code="unknown_field", param=name[:80])
-        limit = query.get("limit", str(MOST_LISTED))
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_LISTED):
-            message = f"limit may be a whole number from 1 to {MOST_LISTED}."
-            raise Refusal(message, code="invalid_value", param="limit")
-        order = query.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise Refusal('order may be "asc" or "desc".', code="invalid_value", param="order")
-        purpose = query.get("purpose")
-        if purpose is not None and purpose != OF_JOBS:
-            purpose_of(purpose)
-        return cls(query.get("after"), int(limit[:9]), order == "desc", purpose)
+def part_of(query: Mapping[str, str]) -> tuple[Page, str | None]:
+    """Which part of a list of files or uploads is asked for, and of which purpose they shall be."""
+    page = Page.of(query, most=MOST_LISTED, also=("order", "purpose"))
+    purpose = query.get("purpose")
+    if purpose is not None and purpose != OF_JOBS:
+        purpose_of(purpose)
+    return page, purpose
 
 
-def paged(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """A part of what was found, in the shape of OpenAI's lists."""
-    ids = [each["id"] for each in found]
-    start = 0
-    if after is not None:
-        if after not in ids:
-            message = "There is nothing of this id to go on after; it may have been deleted."
-            raise NotFound(message, code="not_found", param="after")
-        start = ids.index(after) + 1
-    data = found[start : start + limit]
-    return {
-        "object": "list",
-        "data": data,
-        "has_more": start + limit < len(found),
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-    }
-
-
-def _listed(store: Store, tenant: Tenant, page: Page) -> dict[str, Any]:
+def _listed(store: Store, tenant: Tenant, page: Page, purpose: str | None) -> dict[str, Any]:
     expire(store, tenant, time.time())
     found = []
     for name in store.names(tenant, DESCRIPTIONS):
@@ -387,10 +344,10 @@ def _listed(store: Store, tenant: Tenant, page: Page) -> dict[str, Any]:
             continue  # deleted between the two lines
         except Failed as failed:
             found.append(_damaged(name, failed.message))
-    if page.purpose is not None:
-        found = [each for each in found if each["purpose"] == page.purpose]
+    if purpose is not None:
+        found = [each for each in found if each["purpose"] == purpose]
     found.sort(key=lambda each: (each["created_at"], each["id"]), reverse=page.newest_first)
-    return paged(found, page.after, page.limit)
+    return page.told(found)
 
 
 def _damaged(name: str, why: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from ..catalogue import Served
 from ..engines import Sampling
 from ..jobs import Job, Order, Source
-from ..jobs.foreman import Ear
+from ..jobs.ears import Ear
 from ..refusals import Busy, Conflict, Failed, NotFound, Refusal
 from ..tenants import Tenant
 from ..training import Progress, Recipe

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
@@ -26,12 +26,13 @@ from ..catalogue import checkpoint_name
 from ..checkpoint import Checkpoint
 from ..jobs import Event, Job, Order, Source, results_of
 from ..jobs.foreman import Key
-from ..refusals import Busy, NotFound, Refusal, listed, nearest
+from ..refusals import Busy, NotFound, Refusal, nearest
 from ..tenants import Tenant
 from ..training import Method, Recipe
 from .answers import EventStream, unless_gone
 from .bodies import Body, Column, Several, body
 from .files import described
+from .lists import Page
 from .rooms import Asking, Rooms
 
 CANARIES: Final = 16  # of `"memorisation": true`
@@ -176,11 +177,12 @@ def router(rooms: Rooms) -> APIRouter:
 
     @routes.get("/jobs")
     async def jobs(request: Request, asking: Asking) -> Any:
-        after, limit, metadata = _page(request, default=20, metadata=True)
+        metadata, rest = _pairs(request.query_params)
+        page = Page.of(rest, most=MOST_LISTED, default=20)
         found = await foreman.list(asking)
         wanted = [job for job in found.jobs if _has(job, metadata)]
-        page = _paged([told(job) for job in wanted], after, limit)
-        return page | {"damaged": list(found.damaged)} if found.damaged else page
+        part = page.told([told(job) for job in wanted])
+        return part | {"damaged": list(found.damaged)} if found.damaged else part
 
     @routes.get("/jobs/{job_id}")
     async def job(job_id: str, asking: Asking) -> Any:
@@ -212,25 +214,25 @@ def router(rooms: Rooms) -> APIRouter:
     @routes.get("/jobs/{job_id}/events")
     async def events(job_id: str, request: Request, asking: Asking) -> Response:
         streamed = _streamed(request)
-        after, limit, _ = _page(request, default=20, also=("stream",))
+        page = Page.of(request.query_params, most=MOST_LISTED, default=20, also=("stream",))
         if streamed:
             job = await foreman.find(asking, job_id)
-            if after is not None and not after.startswith(Event(job.id, 0, 0, "").id[:-8]):
+            if page.after is not None and not page.after.startswith(Event(job.id, 0, 0, "").id[:-8]):
                 raise NotFound("This job has no event of this id.", code="not_found", param="after")
-            return EventStream(_events(rooms, asking, job_id, after))
+            return EventStream(_events(rooms, asking, job_id, page.after))
         kept = await foreman.events(asking, job_id)
 
-        def page() -> JSONResponse:
-            return JSONResponse(_paged([event.told() for event in reversed(kept)], after, limit))
+        def part() -> JSONResponse:
+            return JSONResponse(page.told([event.told() for event in reversed(kept)]))
 
-        return await asyncio.to_thread(page)
+        return await asyncio.to_thread(part)
 
     @routes.get("/jobs/{job_id}/checkpoints")
     async def checkpoints(job_id: str, request: Request, asking: Asking) -> Any:
-        after, limit, _ = _page(request, default=10)
+        page = Page.of(request.query_params, most=MOST_LISTED, default=10)
         job = await foreman.find(asking, job_id)
         found = await foreman.checkpoints(asking, job_id)
-        return _paged([_checkpoint(job, each) for each in found], after, limit)
+        return page.told([_checkpoint(job, each) for each in found])
 
     @routes.get("/jobs/{job_id}/metrics")
     async def metrics(job_id: str, asking: Asking) -> Any:
@@ -525,44 +527,12 @@ def _streamed(request: Request) -> bool:
     return wanted in ("true", "1")
 
 
-def _page(
-    request: Request, *, default: int, metadata: bool = False, also: tuple[str, ...] = ()
-) -> tuple[str | None, int, dict[str, str] | None]:
-    """`after`, `limit`, and the pairs that listed jobs must have (`metadata[name]=value`)."""
-    query = request.query_params
-    pairs: dict[str, str] = {}
-    known = ("after", "limit", *also)
-    for name in query:
-        if metadata and name.startswith("metadata[") and name.endswith("]"):
-            pairs[name[len("metadata[") : -1]] = query[name]
-        elif name not in known and not (metadata and name == "metadata"):
-            message = (
-                f'There is no parameter "{name[:80]}".{nearest(name, known)} There are: {listed(known)}.'
-            )
-            raise Refusal(message, code="unknown_field", param=name[:80])
-    limit = query.get("limit", str(default))
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_LISTED):
-        message = f"limit may be a whole number from 1 to {MOST_LISTED}."
-        raise Refusal(message, code="invalid_value", param="limit")
-    return query.get("after"), int(limit[:9]), pairs or None
+def _pairs(query: Mapping[str, str]) -> tuple[dict[str, str] | None, dict[str, str]]:
+    """The pairs that listed jobs must have (`metadata[name]=value`), and the other parameters."""
+    of_pairs = [name for name in query if name.startswith("metadata[") and name.endswith("]")]
+    rest = {name: query[name] for name in query if name not in of_pairs and name != "metadata"}
+    return {name[len("metadata[") : -1]: query[name] for name in of_pairs} or None, rest
 
 
 def _has(job: Job, metadata: dict[str, str] | None) -> bool:
     return metadata is None or metadata.items() <= (job.order.metadata or {}).items()
-
-
-def _paged(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    start = 0
-    if after is not None:
-        start = next((at for at, each in enumerate(found, start=1) if each["id"] == after), -1)
-        if start < 0:
-            message = "There is nothing of this id to go on after; it may have been deleted."
-            raise NotFound(message, code="not_found", param="after")
-    data = found[start : start + limit]
-    return {
-        "object": "list",
-        "data": data,
-        "has_more": start + limit < len(found),
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-    }

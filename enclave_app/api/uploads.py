@@ -29,6 +29,7 @@ from pydantic import Field
 
 from blindbox_data import Form
 
+from ..jobs import DESCRIPTIONS, FILES
 from ..refusals import NotFound, Refusal
 from ..settings import Settings
 from ..store import Damaged, Missing, Store, new_id
@@ -36,23 +37,21 @@ from ..tenants import Tenant
 from .bodies import Body, Several, body
 from .files import (
     ARRIVING,
-    DESCRIPTIONS,
-    FILES,
     LONGEST,
     SHORTEST,
     File,
-    Page,
     arriving,
     check_room,
     describe,
     described,
     end_of,
-    paged,
+    part_of,
     purpose_of,
     sealing,
     taken,
     unsealed,
 )
+from .lists import Page
 from .multipart import BEGINNING, Upload, label
 from .rooms import Asking, Rooms
 
@@ -184,7 +183,7 @@ def router(rooms: Rooms) -> APIRouter:
 
     @routes.get("")
     async def uploads(request: Request, asking: Asking) -> Any:
-        return await asyncio.to_thread(_listed, store, asking, Page.of(request.query_params))
+        return await asyncio.to_thread(_listed, store, asking, *part_of(request.query_params))
 
     @routes.get("/{upload_id}")
     async def upload(upload_id: str, asking: Asking) -> Any:
@@ -381,16 +380,16 @@ def _cancelled(store: Store, tenant: Tenant, upload_id: str) -> Record:
     return _ended(store, tenant, upload_id, "cancelled")
 
 
-def _listed(store: Store, tenant: Tenant, page: Page) -> dict[str, Any]:
+def _listed(store: Store, tenant: Tenant, page: Page, purpose: str | None) -> dict[str, Any]:
     expire(store, tenant, time.time())
     found = []
     for name in store.names(tenant, UPLOADS):
         with suppress(NotFound):
             record = _found(store, tenant, name)
-            if page.purpose in (None, record.purpose):
+            if purpose in (None, record.purpose):
                 found.append(_told(store, tenant, record))
     found.sort(key=lambda each: (each["created_at"], each["id"]), reverse=page.newest_first)
-    return paged(found, page.after, page.limit)
+    return page.told(found)
 
 
 # --- what they stand on -----------------------------------------------------------------------

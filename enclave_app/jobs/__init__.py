@@ -4,9 +4,11 @@ Fine-tuning as jobs: what is asked for, where it stands, and which moves there a
     validating_files ──► queued ──► running ──► succeeded | failed | cancelled
             └───────────────┴── paused ─┘           (these three never change)
 
-Here are the values and the table. `book.py` keeps them sealed, `foreman.py` decides whose turn it is and does
-the work, `material.py` finds the rows, `reading.py` makes tokens of them, `budget.py` says what fits in
-memory, `receipts.py` signs. Nothing here knows a route; `../api/jobs.py` does.
+Here are the values and the table. `book.py` keeps them sealed. `foreman.py` takes what callers ask for,
+`line.py` knows whose turn it is, `shift.py` has the threads, `bench.py` does the work, `ears.py` listens,
+`arrivals.py` sees who is here. `material.py` finds the rows, `reading.py` makes tokens of them, `budget.py`
+says what fits in memory, `curve.py` has the figures, `failures.py` the reasons why not, `receipts.py` signs.
+Nothing here knows a route; `../api/jobs.py` does.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ JOBS: Final = "jobs"
 EVENTS: Final = "job-events"
 KEYS: Final = "job-keys"
 RECEIPTS: Final = "receipts"
+FILES: Final = "files"
+DESCRIPTIONS: Final = "file-descriptions"
 """Kinds in the sealed store."""
 RESULTS: Final = "file-result-"
 """Files of this beginning belong to jobs."""

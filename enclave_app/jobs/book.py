@@ -27,10 +27,9 @@ from ..refusals import Failed, NotFound
 from ..store import Damaged, Missing, Store
 from ..tenants import Tenant
 from ..training import Snapshot, Task
-from . import EVENTS, JOBS, KEYS, RECEIPTS, Event, Job, Level, results_of
+from . import DESCRIPTIONS, EVENTS, FILES, JOBS, KEYS, RECEIPTS, Event, Job, Level, results_of
 
 SEGMENT: Final = 256
-_FILES: Final = ("file-descriptions", "files")  # as in ../api/files.py
 _HEAD: Final = 80 << 10  # bytes in which a checkpoint tells of itself
 _MISREAD: Final = (Damaged, MalformedCheckpoint, ValueError, KeyError, TypeError)
 
@@ -93,10 +92,10 @@ class Book:
                 with suppress(Missing):
                     self._store.delete(tenant, kind, name)
             removed[kind] = len(names)
-        for kind in _FILES:
+        for kind in (DESCRIPTIONS, FILES):
             with suppress(Missing):
                 self._store.delete(tenant, kind, results_of(job_id))
-                removed["files"] = 1
+                removed[FILES] = 1
         for name in self._store.names(tenant, KEYS):
             with suppress(Missing, *_MISREAD):
                 if json.loads(self._store.read(tenant, KEYS, name))["job"] == job_id:

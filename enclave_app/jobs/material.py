@@ -24,11 +24,10 @@ from ..refusals import Failed, NotFound
 from ..settings import Settings
 from ..store import CHUNK, Damaged, Missing, Store
 from ..tenants import Tenant
-from . import Order, Source
+from . import FILES, Order, Source
 from .budget import admit, estimate
 from .reading import Reading, Stopped, lesson_of, read_lesson, rows_of_all
 
-FILES: Final = "files"
 NAMES: Final = {
     "dataset_name": "training_file",
     "question_column": "blindbox.question_column",

@@ -3,7 +3,7 @@ Signs what a training was, for its owner to keep: the enclave's side of SPEC §8
 
 A receipt is made when the tuned model has been published, from what the job, its reading and its training
 have told; it holds digests, counts and options, never a cell. What it looks like, and how it is judged, is in
-`blindbox_attestation/receipt.py`. Here it is only made; that it is kept sealed is the foreman's business.
+`blindbox_attestation/receipt.py`. Here it is only made; that it is kept sealed is the bench's business.
 """
 
 from __future__ import annotations

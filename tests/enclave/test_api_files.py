@@ -22,6 +22,7 @@ from blindbox_attestation.channel.hpke import PrivateKey
 from blindbox_data import Form
 from enclave_app.api import Rooms, files, uploads
 from enclave_app.api.files import File, arriving, expire
+from enclave_app.jobs import FILES
 from enclave_app.store import CHUNK, Store
 from enclave_app.tenants import Tenant
 from tests.kit.enclave import make_identity
@@ -235,11 +236,11 @@ def test_an_upload_that_breaks_off_leaves_nothing(rooms: Rooms, client: TestClie
 def test_a_file_that_is_being_written_is_not_swept_away(rooms: Rooms) -> None:
     """Another request of the same tenant sweeps while its description is not written yet."""
     with arriving("file-one"):
-        rooms.store.write(TENANT, files.FILES, "file-one", ROWS)
+        rooms.store.write(TENANT, FILES, "file-one", ROWS)
         expire(rooms.store, TENANT, time.time())
-        assert rooms.store.read(TENANT, files.FILES, "file-one") == ROWS
+        assert rooms.store.read(TENANT, FILES, "file-one") == ROWS
     expire(rooms.store, TENANT, time.time())
-    assert rooms.store.names(TENANT, files.FILES) == []
+    assert rooms.store.names(TENANT, FILES) == []
 
 
 def test_a_description_comes_back_as_it_was() -> None:

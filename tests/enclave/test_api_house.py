@@ -520,7 +520,7 @@ def test_one_column_for_both_is_plain_text(client: TestClient, rooms: Rooms) -> 
             seen.append(task)
             return super().train(task, stopped)
 
-    rooms.foreman.trainer = Listening()
+    rooms.foreman.bench.trainer = Listening()
     assert client.post("/finetune", json=lesson(upload(client), answer_column="question")).status_code == 200
     assert seen[0].template == "text"
     assert bytes(list(seen[0].examples[3].ids)[:-1]) == b"q 3"
@@ -578,7 +578,7 @@ def test_two_fine_tunings_of_one_tenant_at_once_get_409_and_others_wait_their_tu
                 assert response.headers["x-should-retry"] == "false"
             with training(client, lesson(bobs), BOB) as second:
                 deadline = time.monotonic() + 10
-                while len(rooms.foreman._live) < 2 and time.monotonic() < deadline:
+                while len(rooms.foreman.line.live) < 2 and time.monotonic() < deadline:
                     time.sleep(0.01)
                 full = client.post("/finetune", json=lesson(carols), headers=carol)
                 error_of(full, 503, "training_queue_full")
@@ -623,7 +623,7 @@ def test_a_failed_training_leaves_the_previous_adapter_answering(
     made = upload(client)
     client.post("/finetune", json=lesson(made))
     before = client.post("/inference", json={"input_text": "x"}).json()
-    rooms.foreman.trainer = Failing(error)
+    rooms.foreman.bench.trainer = Failing(error)
     with caplog.at_level(logging.DEBUG):
         plain = client.post("/finetune", json=lesson(made))
         streamed = client.post("/finetune", json=lesson(made), headers={"accept": "text/event-stream"})
@@ -632,7 +632,7 @@ def test_a_failed_training_leaves_the_previous_adapter_answering(
     assert (name, data["error"]["code"]) == ("error", code)
     assert "canary" not in plain.text + streamed.text + caplog.text
     assert client.post("/inference", json={"input_text": "x"}).json() == before
-    rooms.foreman.trainer = CountingTrainer()
+    rooms.foreman.bench.trainer = CountingTrainer()
     assert client.post("/finetune", json=lesson(made, epochs=9)).status_code == 200
     assert client.post("/inference", json={"input_text": "x"}).json() != before
 

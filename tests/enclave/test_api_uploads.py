@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from enclave_app.api import Rooms, files, uploads
 from enclave_app.api.uploads import Record
+from enclave_app.jobs import FILES
 from enclave_app.tenants import Tenant
 from tests.kit.rooms import BOB, client_of, error_of, rooms_in
 
@@ -392,7 +393,7 @@ def test_what_a_crash_left_of_uploads_goes_when_the_tenant_comes_back(
     ids = send_all(client, upload)
     orphan = f"part-{'0' * 32}-{'1' * 26}"
     rooms.store.write(TENANT, uploads.PARTS, orphan, b"half of an upload")
-    rooms.store.write(TENANT, files.FILES, "file-" + "2" * 32, b"never described")
+    rooms.store.write(TENANT, FILES, "file-" + "2" * 32, b"never described")
     again = rooms_in(rooms.store.root)
     with client_of(again) as later:
         later.get("/v1/files")

@@ -237,7 +237,7 @@ def test_tenants_take_turns_and_one_trains_at_a_time(tmp_path: Path) -> None:
         ann = [await foreman.create(ANN, order(seed=seed)) for seed in (1, 2, 3, 4)]
         await until(lambda: trained == [1])
         ben = [await foreman.create(BEN, order(seed=seed)) for seed in (11, 12)]
-        await until(lambda: all(live.job.status != "validating_files" for live in foreman._live.values()))
+        await until(lambda: all(live.job.status != "validating_files" for live in foreman.line.live.values()))
         gate.release(6)
         for tenant, jobs in ((ANN, ann), (BEN, ben)):
             for job in jobs:
@@ -317,7 +317,7 @@ def test_the_tenants_key_is_held_as_long_as_it_has_live_work_and_no_longer(tmp_p
         await until(lambda: trainer.at == 2)
         assert holders(name) >= 1
         await foreman.cancel(Tenant.of("dora-dora-dora-dora"), job.id)
-        await until(lambda: foreman._bench is None)
+        await until(lambda: foreman.shift.resting)
         assert holders(name) == 0
 
     # A frozen value of slots is not tracked by the collector unless it holds what is.
@@ -340,14 +340,14 @@ def test_a_job_goes_on_after_a_restart_when_its_tenant_is_seen(tmp_path: Path) -
         waiting = await foreman.create(ANN, order(seed=1))
         await until(lambda: trainer.at == 5)
         await asyncio.to_thread(foreman.close)
-        assert not foreman._live
+        assert not foreman.line.live
         assert waiting.id != job.id
         return job.id
 
     async def second(job_id: str) -> None:
         foreman = rooms_with_rows(tmp_path / "b").foreman
         foreman.seen(BEN)
-        assert not foreman._live
+        assert not foreman.line.live
         foreman.seen(ANN)
         job = await over(foreman, ANN, job_id)
         assert (job.status, job.adapter) == ("succeeded", wanted.adapter)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from enclave_app.api.files import DESCRIPTIONS
 from enclave_app.api.uploads import UPLOADS
-from enclave_app.jobs import EVENTS, JOBS, Source, book, foreman
+from enclave_app.jobs import DESCRIPTIONS, EVENTS, JOBS, Source, arrivals, book, curve, foreman
+from enclave_app.jobs.ears import MOST_EARS
 from enclave_app.jobs.foreman import Foreman
 from enclave_app.jobs.receipts import NoReceipt
 from enclave_app.refusals import Busy, Failed, NotFound, RateLimited, Refusal
@@ -118,7 +118,7 @@ def test_a_job_that_ends_while_its_tenant_is_looked_at_anew_is_not_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S-26: what was read a moment ago is no reason to do a job that is over again."""
-    monkeypatch.setattr(foreman, "_REMEMBERED", 1)
+    monkeypatch.setattr(arrivals, "_REMEMBERED", 1)
 
     async def work() -> None:
         trainer = Slow()
@@ -288,7 +288,7 @@ def test_losses_that_are_no_numbers_and_too_many_of_them_are_told_as_what_can_be
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S-30: a training that went astray after its last step leaves a job that can be looked at."""
-    monkeypatch.setattr(foreman, "MOST_FIGURES", 20)
+    monkeypatch.setattr(curve, "MOST_FIGURES", 20)
     rooms = rooms_in(tmp_path, trainer=Boundless())
     with client_of(rooms) as client:
         data = b"".join(b'{"question": "q %d", "answer": "a"}\n' % n for n in range(9))
@@ -382,7 +382,7 @@ def test_why_there_is_no_receipt_is_told_to_its_owner(tmp_path: Path) -> None:
 
 def test_a_job_says_so_much_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """S-24: neither an evaluation nor a checkpoint at every step makes its events too many."""
-    monkeypatch.setattr(foreman, "MOST_FIGURES", 10)
+    monkeypatch.setattr(curve, "MOST_FIGURES", 10)
 
     async def work() -> None:
         rooms = rooms_with_rows(tmp_path)
@@ -407,7 +407,7 @@ def test_a_job_is_listened_to_by_so_many_and_no_more(tmp_path: Path) -> None:
         rooms = rooms_with_rows(tmp_path, trainer=trainer)
         job = await rooms.foreman.create(ANN, order())
         await begun(trainer)
-        streams = [rooms.foreman.follow(ANN, job.id) for _ in range(foreman.MOST_EARS + 1)]
+        streams = [rooms.foreman.follow(ANN, job.id) for _ in range(MOST_EARS + 1)]
         for stream in streams[:-1]:
             await anext(stream)
         with pytest.raises(RateLimited) as refused:

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 from blindbox_data import Form
 from enclave_app.api import Rooms
-from enclave_app.api.files import DESCRIPTIONS, FILES, File
-from enclave_app.jobs import Job, Order, Source
+from enclave_app.api.files import File
+from enclave_app.jobs import DESCRIPTIONS, FILES, Job, Order, Source
 from enclave_app.jobs.foreman import Foreman, Key
 from enclave_app.store import Store
 from enclave_app.tenants import Tenant
