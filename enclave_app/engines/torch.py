@@ -631,7 +631,7 @@ class TorchEngine:
         if tuning == self._active or (self._peft is None and not self._wholes and not self._base):
             return self._tunable if tuning else self._net
         self._put_back()
-        if tuning in self._names:
+        if self._peft is not None and tuning in self._names:
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(self._names[tuning])
         elif self._peft is not None:
