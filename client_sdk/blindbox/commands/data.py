@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..printable import plain
-from .status import DONE, USAGE, complain
+from .status import DONE, USAGE, as_options, complain
 
 if TYPE_CHECKING:
     from blindbox_data import Form, Report, Wanted
@@ -113,7 +113,7 @@ def _check(options: argparse.Namespace) -> int:
             fault = {"message": error.message, "code": error.code, "param": error.param}
             print(json.dumps({"usable": False, "file": path.name, "error": fault}, indent=2))
             return USAGE
-        return complain(f"{path.name}: {error.message} [{error.code}]", USAGE)
+        return complain(f"{path.name}: {as_options(error.message)} [{error.code}]", USAGE)
     if options.json:
         size = path.stat().st_size
         about = {"file": path.name, "bytes": size, "sha256": digest, "form": form.value}

@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..finetuning import finetune
     from .jobs import take, watch
-    from .status import USAGE
+    from .status import USAGE, as_options
 
     wishes = [options.plot, options.metrics, options.download, options.receipt]
     if options.detach and any(wishes):
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
             on_upload=_Upload(),
         )
     except DataError as error:
-        return complain(f"{options.file}: {error.message} [{error.code}]", USAGE)
+        return complain(f"{options.file}: {as_options(error.message)} [{error.code}]", USAGE)
     with job:
         _say(job, options)
         if options.detach:

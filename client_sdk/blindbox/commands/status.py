@@ -14,6 +14,11 @@ NOT_PROVED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 FAILED: Final = 4
+_OPTIONS: Final = {
+    "question_column": "--question-column",
+    "answer_column": "--answer-column",
+    "number_elements_for_training": "--number",
+}
 
 
 def status_of(error: Exception) -> tuple[int, str]:
@@ -63,6 +68,15 @@ def complain(message: str, status: int) -> int:
     for number, line in enumerate(message.split("\n")):
         print(plain(line if number else f"blindbox: {line}"), file=sys.stderr)
     return status
+
+
+def as_options(message: str) -> str:
+    """A message about data, which is worded for callers of the API, in the command line's words."""
+    message = message.replace('send "on_invalid": "skip"', "say --on-invalid skip")
+    message = message.replace(" and upload it again", "").replace("; upload the file", "; take the file")
+    for field, option in _OPTIONS.items():
+        message = re.sub(rf"\b{field}\b", option, message)
+    return message
 
 
 def _asked(error: Exception) -> str:
