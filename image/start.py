@@ -2,7 +2,9 @@
 
 What an operator may say after the image was measured is an allow-list: `BLINDBOX_*` passes, and the app's
 settings judge each name and value.  Everything else, `LD_*`, `PYTHON*`, `HF_*`, `*_PROXY` and what nobody
-has thought of yet, is left behind.  `python -I start.py` replaces itself by `python -I -m enclave_app`.
+has thought of yet, is left behind.  A settings file, as a virtual machine has one, counts before the
+environment, and whatever is wrong in it stops the start.  `python -I start.py` replaces itself by
+`python -I -m enclave_app`.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import resource
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
-from enclave_app.settings import MALLOC_TUNABLES
+from enclave_app import settings_file
+from enclave_app.settings import MALLOC_TUNABLES, InvalidSettings
 
 EX_CONFIG = 78  # sysexits.h
 
@@ -55,9 +59,23 @@ def refuse_closed_port(host: str, port: str) -> None:
             sys.exit(EX_CONFIG)
 
 
+def told(place: Path) -> dict[str, str]:
+    """What the settings file says, if there is one."""
+    try:
+        return settings_file.read(place.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InvalidSettings(f"the settings in {place} cannot be read: {error.strerror}") from error
+
+
 def main() -> None:
     """Never returns."""
-    environment = clean(os.environ)
+    try:
+        environment = clean({**os.environ, **told(settings_file.PLACE)})
+    except InvalidSettings as error:
+        print(f"not started: {error}", file=sys.stderr)
+        sys.exit(EX_CONFIG)
     refuse_closed_port(environment.get("BLINDBOX_HOST", ""), environment.get("BLINDBOX_PORT", "80"))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)

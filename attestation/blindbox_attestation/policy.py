@@ -8,16 +8,17 @@ accepts by being left out, and nothing in JSON can name a root or accept simulat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Self, TypeAlias
 
-from . import strict_json
+from . import policy_form, policy_values, strict_json
 from .azure import policy_json as azure_json
 from .azure.policy import AzureSnpPolicy, AzureTdxPolicy
 from .development_chain import DEVELOPMENT_ROOT
 from .errors import InvalidPolicy
+from .evidence import CONFIG_DIGEST_SIZE
 from .gcp import policy_json as gcp_json
 from .gcp.policy import GcpPolicy
 from .nitro import policy_json as nitro_json
@@ -89,6 +90,7 @@ class Policy:
 
     A platform that is not named is not accepted. `max_age` is how long a proof may be relied on before asking
     again; `accept_cached` also takes evidence without a nonce of one's own (SPEC §2.1, form 2).
+    `config_digests` are the run-time settings that are accepted, by their SHA-384 (SPEC §2); without it, any.
     """
 
     snp: SnpPolicy | None = None
@@ -101,6 +103,7 @@ class Policy:
     accept_cached: bool = False
     max_age: timedelta = timedelta(minutes=10)
     clock_skew: timedelta = timedelta(minutes=5)
+    config_digests: Set[bytes] | None = None  # 48 bytes each
     digest: bytes = field(init=False, repr=False, compare=False)  # equal policies and no others share it
 
     def __post_init__(self) -> None:
@@ -113,6 +116,7 @@ class Policy:
                 f"the policy names no platform, so it would accept nobody; give one of {', '.join(PARTS)}"
             )
         check_times(self.accept_cached, self.max_age, self.clock_skew)
+        object.__setattr__(self, "config_digests", checked_settings(self.config_digests))
         if DEVELOPMENT_ROOT.hex() in spelled(self):
             raise InvalidPolicy("the development root proves nothing; only UnsafeSimulatedPolicy may name it")
         object.__setattr__(self, "digest", digest_of(_LABEL, self))
@@ -282,6 +286,10 @@ def _no_host_data(policy: AnyKind) -> InvalidPolicy:
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 
+CONFIG_DIGESTS: Final = policy_form.hex_set(
+    CONFIG_DIGEST_SIZE, about="The run-time settings that are accepted, by their SHA-384; without it, any."
+)
+
 _SECONDS: Final = {
     "max_age_seconds": ("max_age", LONGEST_AGE),
     "clock_skew_seconds": ("clock_skew", LONGEST_SKEW),
@@ -318,7 +326,7 @@ def _read(value: object, where: str) -> AnyKind:
                     f"{where}: {word} holds {len(several)} policies, at most {MOST} are judged"
                 )
             return kind([_read(one, f"{where}: {word}[{number}]") for number, one in enumerate(several)])
-    told = strict_json.fields(value, where, (), (*PARTS, "accept_cached", *_SECONDS))
+    told = strict_json.fields(value, where, (), (*PARTS, "accept_cached", *_SECONDS, "config_digests"))
     wishes: dict[str, Any] = {
         key: part.read(told[key], f"{where}: {key}") for key, part in PARTS.items() if key in told
     }
@@ -328,6 +336,8 @@ def _read(value: object, where: str) -> AnyKind:
         if key in told:
             seconds = strict_json.integer(told[key], f"{where}: {key}", 0, int(most.total_seconds()))
             wishes[name] = timedelta(seconds=seconds)
+    if "config_digests" in told:
+        wishes["config_digests"] = CONFIG_DIGESTS.read(told["config_digests"], f"{where}: config_digests")
     return Policy(**wishes)
 
 
@@ -351,6 +361,8 @@ def _written(policy: Policy | _Several) -> strict_json.Object:
     value["accept_cached"] = policy.accept_cached
     for key, (name, _) in _SECONDS.items():
         value[key] = int(getattr(policy, name).total_seconds())
+    if policy.config_digests is not None:
+        value["config_digests"] = CONFIG_DIGESTS.write(policy.config_digests)
     return value
 
 
@@ -372,3 +384,10 @@ def check_times(accept_cached: object, max_age: object, clock_skew: object) -> N
     for name, value, most in (("max_age", max_age, LONGEST_AGE), ("clock_skew", clock_skew, LONGEST_SKEW)):
         if not isinstance(value, timedelta) or not timedelta(0) <= value <= most:
             raise InvalidPolicy(f"{name} is {value!r}, expected a timedelta of 0 to {most}")
+
+
+def checked_settings(config_digests: object) -> frozenset[bytes] | None:
+    """What every kind of policy asks of the settings that it names."""
+    if config_digests is None:
+        return None
+    return policy_values.digests("config_digests", config_digests, CONFIG_DIGEST_SIZE)

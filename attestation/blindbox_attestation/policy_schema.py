@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from . import strict_json
-from .policy import DEEPEST, LONGEST_AGE, LONGEST_SKEW, MOST, PARTS, VERSION
+from .policy import CONFIG_DIGESTS, DEEPEST, LONGEST_AGE, LONGEST_SKEW, MOST, PARTS, VERSION
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -70,8 +70,9 @@ def _policy(version: strict_json.Object) -> strict_json.Object:
             "description": "How far this clock and the machine's may be apart.",
         },
     }
+    settings = {"config_digests": CONFIG_DIGESTS.schema}
     some = [{"required": [key]} for key in PARTS]
-    return {**_object({**version, **parts, **times}, [*version]), "anyOf": some}
+    return {**_object({**version, **parts, **times, **settings}, [*version]), "anyOf": some}
 
 
 def _object(properties: strict_json.Object, required: list[str]) -> strict_json.Object:

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from .development_chain import ARK, ASK, CHIP_ID, CRL, DEVELOPMENT_ROOT, PUBLIC_PRIVATE_KEY, VCEK
-from .policy import check_times
+from .policy import check_times, checked_settings
 from .policy_digest import digest_of
 from .snp.policy import MUST_BE_ONE, SMT_ALLOWED, SnpPolicy
 from .snp.report import ECDSA_P384_SHA384, SIGNED_SIZE, Report
@@ -61,6 +61,7 @@ class UnsafeSimulatedPolicy:
     max_age: timedelta = timedelta(minutes=10)
     clock_skew: timedelta = timedelta(minutes=5)
     host_data: bytes | None = None
+    config_digests: Set[bytes] | None = None
     snp: SnpPolicy = field(init=False, repr=False, compare=False)
     digest: bytes = field(init=False, repr=False, compare=False)
 
@@ -72,6 +73,7 @@ class UnsafeSimulatedPolicy:
             roots={DEVELOPMENT_ROOT: GENOA},
         )
         check_times(self.accept_cached, self.max_age, self.clock_skew)
+        object.__setattr__(self, "config_digests", checked_settings(self.config_digests))
         object.__setattr__(self, "measurements", snp.measurements)
         object.__setattr__(self, "snp", snp)
         object.__setattr__(self, "digest", digest_of(_POLICY_LABEL, self))

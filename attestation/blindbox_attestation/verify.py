@@ -166,6 +166,7 @@ def _verify(
             message="the evidence is genuine, but it was made for another key or another transcript",
         )
         _check_question(claimed.transcript, question, finding)
+        _check_settings(claimed.transcript, policy, finding)
     platform.judge(claims, accepted, walk=walk)
     told = claimed.transcript
     return Verified(
@@ -275,6 +276,24 @@ def _accepted(platform: str, policy: Policy | UnsafeSimulatedPolicy) -> tuple[Pl
             f"the policy does not name the platform {platform!a}; it names {', '.join(policy.platforms)}"
         )
     return found, wish
+
+
+def _check_settings(told: Transcript, policy: Policy | UnsafeSimulatedPolicy, finding: Finding) -> None:
+    """Step 8, the settings: the machine says how it was told to run, and its evidence vouches for that."""
+    wanted = policy.config_digests
+    if wanted is None:
+        finding.not_asked("settings", found=told.config_digest.hex(), source="transcript")
+        return
+    finding.expect(
+        told.config_digest in wanted,
+        "settings",
+        found=told.config_digest,
+        wanted=wanted,
+        source="transcript",
+        code="settings-not-listed",
+        message=f"the machine runs with the settings {told.config_digest.hex()}, and the policy names "
+        f"{' or '.join(sorted(one.hex() for one in wanted))}: somebody gave it others",
+    )
 
 
 def _check_question(told: Transcript, question: _Question, finding: Finding) -> None:

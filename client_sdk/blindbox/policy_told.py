@@ -6,6 +6,7 @@ programs that it names.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from blindbox_attestation.platforms import KEYS
@@ -30,11 +31,19 @@ def told(policy: AnyPolicy, under: str = "") -> Iterator[tuple[str, Words]]:
             part = policy.part(key)
             assert part is not None
             title = KEYS[key].title
-            yield f"{under}{title[0].upper()}{title[1:]}", part.in_words()
+            yield f"{under}{title[0].upper()}{title[1:]}", _with_settings(part.in_words(), policy)
     else:
         every = len(policy.policies)
         for number, one in enumerate(policy.policies, start=1):
             yield from told(one, f"{under}{type(policy).__name__} {number} of {every}: ")
+
+
+def _with_settings(words: Words, policy: Policy) -> Words:
+    if policy.config_digests is None:
+        open_too = "How the enclave was told to run: any settings that it takes."
+        return replace(words, unchecked=(*words.unchecked, open_too))
+    named = " or ".join(sorted(f"{one.hex()[:16]}…" for one in policy.config_digests))
+    return replace(words, checks=(*words.checks, f"Its settings at run time have the digest {named}."))
 
 
 def measurements(policy: AnyPolicy) -> Iterator[str]:

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import pickle
-import warnings
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,17 +37,12 @@ from blindbox_attestation.roots import AMD_ROOTS
 from blindbox_attestation.simulated import SIMULATED_ENDORSEMENTS, SIMULATED_MEASUREMENT, simulated_report
 from tests.kit import NOON
 from tests.kit.amd import KEY_CONFIG, FakeAmd
+from tests.kit.simulated import unsafe
 
 AMD = FakeAmd("Genoa")
 NONCE = bytes(range(32))
 FORBIDDEN = {"os", "time", "random", "socket", "pathlib", "io", "sys", "importlib", "subprocess", "ctypes"}
 FLOOR = Tcb(bootloader=0, snp=0, microcode=0)
-
-
-def unsafe(**changes: Any) -> UnsafeSimulatedPolicy:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnsafeSimulationWarning)
-        return UnsafeSimulatedPolicy(**changes)
 
 
 def document(
@@ -208,6 +202,7 @@ def test_the_verifier_takes_nothing_but_its_five_arguments() -> None:
         "accept_cached",
         "max_age",
         "clock_skew",
+        "config_digests",
         "digest",
     ]
     assert not issubclass(UnsafeSimulatedPolicy, Policy)

@@ -63,6 +63,7 @@ def cases() -> Iterator[Draft]:
     yield from receipt_keys(machine)
     yield from _time(machine)
     yield from _forms(machine)
+    yield from _settings(machine)
     yield from _several(machine)
     yield from _platforms()
 
@@ -320,6 +321,32 @@ def _forms(machine: Machine) -> Iterator[Draft]:
         evidence=cached,
         nonce=None,
         now=late + SECOND,
+    )
+
+
+def _settings(machine: Machine) -> Iterator[Draft]:
+    """Step 8: how the machine was told to run."""
+    told, others = AMD.transcript(nonce=NONCE).config_digest.hex(), "0f" * 48
+
+    def named(*digests: str) -> Json:
+        return {**machine.policy, "config_digests": list(digests)}
+
+    yield machine.accepted("settings-named", "S-31.", policy=named(told))
+    yield machine.accepted("settings-among-those-named", "S-31.", policy=named(others, told))
+    yield machine.refused(
+        "settings-not-named",
+        "S-31: somebody told it to run otherwise.",
+        "settings-not-listed",
+        8,
+        policy=named(others),
+    )
+    yield machine.refused(
+        "settings-changed-on-the-way",
+        "S-31: the evidence vouches for others.",
+        "unbound-key",
+        8,
+        evidence=retold(machine.evidence, {"config_digest": b64(bytes.fromhex(others))}),
+        policy=named(others),
     )
 
 

@@ -123,6 +123,7 @@ POLICY_FIELDS: Final[dict[str, Any]] = {
     "accept_cached": True,
     "max_age_seconds": 61,
     "clock_skew_seconds": 61,
+    "config_digests": ["ab" * 48],
 }
 
 
