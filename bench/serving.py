@@ -74,7 +74,7 @@ class Sealed:
 
     name = OURS
 
-    def __init__(self, model: Path, weights: str, kv_cache_mib: int) -> None:
+    def __init__(self, model: Path, weights: str, kv_cache_mib: int, **settings: str) -> None:
         self.absent = ""
         self._port = _free_port()
         self.origin = f"http://127.0.0.1:{self._port}"
@@ -91,6 +91,7 @@ class Sealed:
             "BLINDBOX_QUOTER": "simulated",
             "BLINDBOX_HOST": "127.0.0.1",
             "BLINDBOX_PORT": str(self._port),
+            **{f"BLINDBOX_{name.upper()}": value for name, value in settings.items()},
         }
         self._log = (cache / "bench-enclave.log").open("wb")
         self._process = subprocess.Popen(

@@ -18,7 +18,7 @@ from typing import Final
 
 import blindbox_data
 
-from .models import keep_from_hub
+from .offline import keep_from_hub
 
 PACKAGES: Final = tuple(
     dict.fromkeys(str(Path(each).resolve().parents[1]) for each in (__file__, str(blindbox_data.__file__)))
@@ -38,6 +38,10 @@ def running(module: str, home: str, **variables: str) -> Iterator[subprocess.Pop
         "HOME": home,
         "TMPDIR": home,
         "LANG": "C.UTF-8",
+        # PyTorch's threads wait for each other after every sum, and spin for milliseconds before they sleep:
+        # beside other work, for one that is not running. Sums took 3 to 6 times as long by that (see
+        # bench/training_threads.py). So many spins are under 0.1 ms.
+        "GOMP_SPINCOUNT": "1000",
         **variables,
     }
     keep_from_hub(environment)
