@@ -32,7 +32,8 @@ from .jobs.foreman import Foreman
 from .jobs.material import Material
 from .jobs.receipts import Signer
 from .measured import REFUSAL, Measured
-from .models import Model, UnusableModel, find, keep_from_hub, quiet
+from .models import Model, UnusableModel, find
+from .offline import keep_from_hub, quiet
 from .operators_port import OperatorsPort
 from .quoting import Quoter, find_quoter
 from .settings import InvalidSettings, Settings
@@ -242,11 +243,11 @@ def _tuned(spec: Spec) -> MakeTuned:
 def _store(settings: Settings) -> Store:
     if settings.data_dir is not None:
         try:
-            return Store(settings.data_dir)
+            return Store(settings.data_dir, most_bytes=settings.max_stored_bytes)
         except OSError as error:
             raise InvalidSettings(
                 f"BLINDBOX_DATA_DIR: {settings.data_dir} cannot be used: {error.strerror}."
             ) from error
-    store = Store.temporary()
+    store = Store.temporary(most_bytes=settings.max_stored_bytes)
     atexit.register(shutil.rmtree, store.root, ignore_errors=True)
     return store

@@ -10,7 +10,9 @@ A message is a JSON object with `say`; weights are a frame of bytes. Who says wh
 from __future__ import annotations
 
 import json
+import os
 import struct
+import sys
 from typing import Any, BinaryIO, Final
 
 MOST: Final = 16 << 30
@@ -19,6 +21,17 @@ _HEAD = struct.Struct(">cQ")
 
 class PipeClosed(Exception):
     """The other side has gone."""
+
+
+def ends() -> tuple[BinaryIO, BinaryIO]:
+    """
+    Of the process that this is, the ends from and to whoever started it: `child.running`.
+
+    From now on its standard output goes nowhere: what libraries print must not get between the frames.
+    """
+    up = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return sys.stdin.buffer, up
 
 
 def send(pipe: BinaryIO, message: dict[str, Any] | bytes) -> None:

@@ -110,6 +110,7 @@ class Settings:
     max_schema_bytes: int = 32 << 10  # of a JSON schema that an answer has to follow
     max_upload_bytes: int = 1 << 30  # of one file
     max_files: int = 100  # of one tenant
+    max_stored_bytes: int = 20 << 30  # of one tenant, all that is kept for it; never above half of the disk
     retention_days: int = 0  # files and jobs that are over go after so long; 0 = when their owner says
     max_training_rows: int = 100_000
     max_training_tokens: int = 512  # of one row; longer ones are cut at the end
@@ -266,6 +267,7 @@ _READERS: Mapping[str, Any] = {
     "max_new_tokens": _integer(1, 1_000_000),
     "max_upload_bytes": _integer(1, 1 << 40),
     "max_files": _integer(1, 1_000_000),
+    "max_stored_bytes": _integer(1 << 20, 1 << 49),
     "retention_days": _integer(0, 36_500),
     "max_training_rows": _integer(1, 100_000_000),
     "max_training_tokens": _integer(8, 1_000_000),

@@ -10,6 +10,8 @@ from then on only this program's own writing and deleting changes the note. Whoe
 yesterday's file back, brings a deleted one back or takes one away is found out (`Damaged`). What was done
 while the enclave was off is not noticed: nothing here outlives the memory.
 
+How much a tenant may keep is counted in `quota.py`, chunk by chunk as it is written.
+
     file    = "blindbox-file/1\\n" ‖ salt (32) ‖ chunk… ‖ final chunk
     key     = HKDF-SHA256(tenant key, salt, "blindbox/file/v1" ‖ kind ‖ "/" ‖ name)
     chunk   = AES-256-GCM(key, nonce = u64 number ‖ 0 0 0 ‖ final, no associated data), 256 KiB of plaintext
@@ -36,6 +38,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from .quota import Quota
 from .refusals import Conflict, Failed
 from .tenants import Tenant
 
@@ -73,28 +76,46 @@ def new_id(prefix: str) -> str:
 
 
 class Store:
-    """Files by tenant, kind and name, under one folder that only this user may enter."""
+    """
+    Files by tenant, kind and name, under one folder that only this user may enter.
 
-    def __init__(self, root: Path) -> None:
+    Each tenant may keep `most_bytes` there (`quota.py`); None = as many as fit.
+    """
+
+    def __init__(self, root: Path, *, most_bytes: int | None = None) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)
         self.root = root
         self._notes = _Notes()
+        self._quota = Quota(root, most_bytes)
         self._sweep()
 
     @classmethod
-    def temporary(cls) -> Store:
+    def temporary(cls, *, most_bytes: int | None = None) -> Store:
         """A store in a fresh folder; the caller removes it."""
-        return cls(Path(tempfile.mkdtemp(prefix="blindbox-")))
+        return cls(Path(tempfile.mkdtemp(prefix="blindbox-")), most_bytes=most_bytes)
+
+    def check_room(
+        self, tenant: Tenant, kind: str, size: int, *, param: str | None = None, why: str = ""
+    ) -> None:
+        """
+        Raise `TooLarge` where a file of so many bytes is more than the tenant may keep.
+
+        It is for saying so before the bytes are taken, and sets nothing aside: writing looks again.
+        """
+        sealed = _HEAD + size + _TAG * max(1, -(-size // CHUNK))
+        with self._notes.guard:
+            self._quota.check(tenant.id, kind, sealed, param=param, why=why)
 
     def writer(self, tenant: Tenant, kind: str, name: str, *, exclusive: bool = False) -> Writer:
         """
         Begin a file. It appears under its name when the `with` block ends without an error.
 
         With `exclusive` that end raises `Exists` where another was there first, which stays as it is.
+        Beginning, writing and ending raise `TooLarge` where it is more than the tenant may keep.
         """
         with self._folder(tenant.id, kind, create=True) as folder:
-            note = _Place(self._notes, (tenant.id, kind), _checked(name))
+            note = _Place(self._notes, self._quota, (tenant.id, kind), _checked(name))
             return Writer(os.dup(folder), _key_of(tenant, kind, name), note, exclusive=exclusive)
 
     def write(self, tenant: Tenant, kind: str, name: str, data: bytes) -> None:
@@ -176,9 +197,12 @@ class Store:
         try:
             with self._folder(tenant.id, kind) as folder:
                 with self._notes.guard:
+                    size = _lies(_checked(name), folder)
                     with suppress(FileNotFoundError):  # somebody else has removed it
-                        os.unlink(_checked(name), dir_fd=folder)
+                        os.unlink(name, dir_fd=folder)
                     there = self._notes.deleted(place, name)
+                    if there:
+                        self._quota.give_back(*place, size)
                 os.fsync(folder)
         except Missing:
             with self._notes.guard:
@@ -198,9 +222,12 @@ class Store:
             with suppress(Missing), self._folder(tenant.id, kind) as inner:
                 with self._notes.guard:
                     for name in os.listdir(inner):
+                        size = _lies(name, inner)
                         # A file that is being written goes with it, and whoever writes it is told.
                         with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                             os.unlink(name, dir_fd=inner)
+                            if _NAME.fullmatch(name):
+                                self._quota.give_back(tenant.id, kind, size)
                     names = list(self._notes.of((tenant.id, kind)))
                     for name in names:
                         self._notes.deleted((tenant.id, kind), name)
@@ -332,20 +359,35 @@ class _Notes:
 
 
 class _Place:
-    """Where one file will be, for its `Writer`."""
+    """Where one file will be, and what it takes there, for its `Writer`."""
 
-    __slots__ = ("_notes", "_place", "name")
+    __slots__ = ("_notes", "_place", "_quota", "_size", "name")
 
-    def __init__(self, notes: _Notes, place: tuple[str, ...], name: str) -> None:
+    def __init__(self, notes: _Notes, quota: Quota, place: tuple[str, str], name: str) -> None:
         self._notes = notes
+        self._quota = quota
         self._place = place
+        self._size = 0  # counted for a file that is not there yet
         self.name = name
+
+    def count(self, size: int) -> None:
+        """So many bytes are about to be written; raises `TooLarge`."""
+        with self._notes.guard:
+            self._quota.take(*self._place, size)
+            self._size += size
+
+    def leave(self) -> None:
+        """Nothing of it is left."""
+        with self._notes.guard:
+            self._quota.give_back(*self._place, self._size)
+            self._size = 0
 
     def take(self, part: str, folder: int, salt: bytes, *, exclusive: bool) -> None:
         """Rename `part` to the file, and note it in the same moment."""
         with self._notes.guard:
             if exclusive and self.name in self._notes.of(self._place):
                 raise Exists(self.name)
+            before = _lies(self.name, folder)
             try:
                 os.rename(part, self.name, src_dir_fd=folder, dst_dir_fd=folder)
             except FileNotFoundError:
@@ -354,6 +396,8 @@ class _Place:
                     code="deleted_meanwhile",
                 ) from None
             self._notes.written(self._place, self.name, salt)
+            self._quota.give_back(*self._place, before)
+            self._size = 0  # it lies there now
 
 
 class Reader(io.RawIOBase):
@@ -431,6 +475,7 @@ class Writer:
         self._file = -1
         self.size = 0
         try:
+            place.count(_HEAD)
             with _room():
                 self._file = os.open(self._part, _WRITE, 0o600, dir_fd=folder)
                 _write(self._file, MAGIC + self._salt)
@@ -482,10 +527,13 @@ class Writer:
             self._file = -1
         with suppress(FileNotFoundError):
             os.unlink(self._part, dir_fd=self._folder)
+        self._place.leave()
 
     def _seal(self, data: bytes, *, final: bool) -> None:
+        sealed = self._cipher.encrypt(_nonce(self._number, final=final), data, None)
+        self._place.count(len(sealed))
         with _room():
-            _write(self._file, self._cipher.encrypt(_nonce(self._number, final=final), data, None))
+            _write(self._file, sealed)
         self._number += 1
 
 
@@ -534,6 +582,14 @@ def _made(name: str, folder: int) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _lies(name: str, folder: int) -> int:
+    """How many bytes lie under this name; 0 = none."""
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _write(descriptor: int, data: bytes) -> None:

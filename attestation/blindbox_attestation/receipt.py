@@ -54,7 +54,11 @@ Verdict = Literal["accepted", "simulated"]
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that was uploaded: its name in the enclave, and the digest of its bytes."""
+    """
+    A file that was uploaded: its name in the enclave, and the digest of its bytes.
+
+    Or a data set that was fetched from a hub: `ORG/NAME@COMMIT`, and the digest of its files' digests.
+    """
 
     id: str
     sha256: bytes  # 32 bytes

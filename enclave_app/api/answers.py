@@ -13,7 +13,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +25,10 @@ from blindbox_data import DataError
 
 from ..measured import REFUSAL
 from ..refusals import Failed, Refusal, of_data
+
+KEEP_ALIVE_SECONDS: Final = 15.0
+"""A stream with nothing to say for so long sends a comment: many proxies cut a silent one after a minute."""
+_COMMENT: Final = b": keep-alive\n\n"
 
 T = TypeVar("T")
 log = logging.getLogger("enclave_app")
@@ -174,26 +178,57 @@ class EventStream(StreamingResponse):
 
     The status is sent with the first event, so that what is refused before it is refused by a status. When
     the caller hangs up, `events` is closed, and `held` is left when nothing of it runs any more.
+
+    With `keep_alive`, whenever there is no event for so many seconds a comment is sent, before the first one
+    too: what is refused after that is the stream's last event.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, held: AbstractContextManager[Any] | None = None) -> None:
+    def __init__(
+        self,
+        events: Events,
+        held: AbstractContextManager[Any] | None = None,
+        *,
+        keep_alive: float | None = None,
+    ) -> None:
         super().__init__(_nothing(), headers={"cache-control": "no-store"})
         self._events = events
         self._held = held or nullcontext()
+        self._keep_alive = keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         # Around the whole response: its iterator may never be started, and then would never be ended.
         with self._held:
-            async with aclosing(self._events) as events:
-                first = await unless_gone(request, _first(events))
-                self.body_iterator = _written(first, events)
+            async with aclosing(self._events) as events, aclosing(self._alive(events)) as alive:
+                first = await unless_gone(request, _next(alive))
+                self.body_iterator = _written(first, alive)
                 await unless_gone(request, self.stream_response(send))
 
+    def _alive(self, events: Events) -> AsyncGenerator[Event | list[Event] | None]:
+        return events if self._keep_alive is None else _with_pauses(events, self._keep_alive)
 
-async def _first(events: Events) -> Event | list[Event]:
+
+async def _with_pauses(events: Events, seconds: float) -> AsyncGenerator[Event | list[Event] | None]:
+    """The events, and None for each time that none came for so long."""
+    while True:
+        coming = asyncio.ensure_future(_next(events))
+        try:
+            while not (await asyncio.wait({coming}, timeout=seconds))[0]:
+                yield None
+            try:
+                event = coming.result()
+            except StopAsyncIteration:
+                return
+        finally:
+            if coming.cancel():  # or `events` could not be closed: it would be running
+                with suppress(asyncio.CancelledError, Exception):
+                    await coming
+        yield event
+
+
+async def _next(events: AsyncGenerator[T]) -> T:
     return await anext(events)
 
 
@@ -202,7 +237,9 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
-async def _written(first: Event | list[Event], events: Events) -> AsyncIterator[bytes]:
+async def _written(
+    first: Event | list[Event] | None, events: AsyncIterator[Event | list[Event] | None]
+) -> AsyncIterator[bytes]:
     """Each event as lines; the errors an answer would have had as status are the last event here."""
     try:
         yield _lines(first)
@@ -215,7 +252,9 @@ async def _written(first: Event | list[Event], events: Events) -> AsyncIterator[
         yield _lines(("error", surprise().body()))
 
 
-def _lines(event: Event | list[Event]) -> bytes:
+def _lines(event: Event | list[Event] | None) -> bytes:
+    if event is None:
+        return _COMMENT
     if isinstance(event, list):
         return b"".join(_lines(each) for each in event)
     name, data = event

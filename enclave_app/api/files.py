@@ -35,7 +35,7 @@ from ..store import CHUNK, Damaged, Missing, Store, Writer, new_id
 from ..tenants import Tenant
 from .answers import Gone
 from .lists import Page
-from .multipart import Upload
+from .multipart import Upload, least_in
 from .rooms import Asking, Rooms
 
 PURPOSES = ("fine-tune", "evals", "user_data")
@@ -186,20 +186,26 @@ def expire(store: Store, tenant: Tenant, now: float) -> list[str]:
 # --- what uploads in one piece and in parts have in common ------------------------------------
 
 
-def check_room(store: Store, tenant: Tenant, settings: Settings) -> None:
-    """Refuse where the tenant has as many files as one may have."""
+def check_room(
+    store: Store, tenant: Tenant, settings: Settings, size: int, *, param: str | None = None, why: str = ""
+) -> None:
+    """Refuse where the tenant has as many files as one may have, or no room for so many bytes more."""
 
-    def uploaded() -> int:
-        return sum(not name.startswith(RESULTS) for name in store.names(tenant, DESCRIPTIONS))
+    def check() -> None:
+        uploaded = sum(not name.startswith(RESULTS) for name in store.names(tenant, DESCRIPTIONS))
+        if uploaded >= settings.max_files:
+            raise Refusal(
+                f"You have {settings.max_files} files, which is the limit; delete one with DELETE "
+                "/v1/files/ID.",
+                code="too_many_files",
+            )
+        store.check_room(tenant, FILES, size, param=param, why=why)
 
-    if uploaded() < settings.max_files:
-        return
-    expire(store, tenant, time.time())
-    if uploaded() >= settings.max_files:
-        raise Refusal(
-            f"You have {settings.max_files} files, which is the limit; delete one with DELETE /v1/files/ID.",
-            code="too_many_files",
-        )
+    try:
+        check()
+    except Refusal:
+        expire(store, tenant, time.time())
+        check()
 
 
 def purpose_of(given: str) -> str:
@@ -289,7 +295,8 @@ async def _received(request: Request, store: Store, tenant: Tenant, settings: Se
     upload = Upload(
         request.headers.get("content-type", ""), settings.max_upload_bytes, file="file", texts=TEXTS
     )
-    await asyncio.to_thread(check_room, store, tenant, settings)
+    least = least_in(request.headers.get("content-length"))
+    await asyncio.to_thread(check_room, store, tenant, settings, least, param="file")
     name = new_id("file")
     with arriving(name):
         async with sealing(store, tenant, FILES, name) as writer:

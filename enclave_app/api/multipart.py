@@ -33,6 +33,13 @@ def label(filename: str) -> str:
     return _UNPRINTABLE.sub("_", filename)[:255] or "file"
 
 
+def least_in(content_length: str | None) -> int:
+    """How large a file is at least that comes in a body of this length; 0 where the length is not told."""
+    told = content_length or ""
+    length = int(told) if told.isascii() and told.isdigit() and len(told) <= 15 else 0
+    return max(0, length - _MOST_OVERHEAD)
+
+
 class Upload:
     """
     `feed` bytes, take the file's bytes; `end` says whether all of it was there.

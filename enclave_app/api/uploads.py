@@ -52,7 +52,7 @@ from .files import (
     unsealed,
 )
 from .lists import Page
-from .multipart import BEGINNING, Upload, label
+from .multipart import BEGINNING, Upload, label, least_in
 from .rooms import Asking, Rooms
 
 UPLOADS, PARTS = "uploads", "upload-parts"
@@ -194,6 +194,8 @@ def router(rooms: Rooms) -> APIRouter:
     @routes.post("/{upload_id}/parts")
     async def part(request: Request, upload_id: str, asking: Asking) -> Any:
         record = await asyncio.to_thread(_pending, store, asking, upload_id)
+        least = least_in(request.headers.get("content-length"))
+        await asyncio.to_thread(store.check_room, asking, PARTS, least, param="data")
         most = min(MOST_IN_A_PART, _room_in(record))
         form = Upload(request.headers.get("content-type", ""), most, file="data", texts=("sha256",))
         name = f"part-{record.id.removeprefix(_PREFIX)}-{secrets.token_hex(13)}"
@@ -265,7 +267,8 @@ def _begun(store: Store, tenant: Tenant, settings: Settings, wish: Begin) -> Rec
             param="bytes",
             status=413,
         )
-    check_room(store, tenant, settings)
+    twice = ": twice its size, until it is complete"
+    check_room(store, tenant, settings, 2 * wish.bytes, param="bytes", why=twice)
     pending = [name for name in store.names(tenant, UPLOADS) if _is_pending(store, tenant, name)]
     if len(pending) >= MOST_PENDING:
         raise Refusal(
@@ -348,7 +351,7 @@ def _completed(
         _ended(store, tenant, upload_id, "completed")
         return _told(store, tenant, replace(record, status="completed"))
     parts = _chosen(record, wish)  # 1
-    check_room(store, tenant, settings)
+    check_room(store, tenant, settings, record.size)
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     beginning = bytearray()
     with arriving(record.file_id):

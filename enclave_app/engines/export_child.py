@@ -13,7 +13,6 @@ import gc
 import os
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +35,7 @@ _NO_SPACE = re.compile(r"no space left|disk quota", re.IGNORECASE)
 
 def main() -> None:
     """Read the job from standard input, tell of it on standard output, leave."""
-    down, up = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print must not get between the frames
+    down, up = pipe.ends()
     job = pipe.receive(down)
     threading.Thread(target=_die_with_parent, args=(down,), daemon=True).start()
     try:

