@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, Protocol
+from urllib.parse import quote
 
 from blindbox_data import BEGINNING, Form
 
@@ -184,8 +185,6 @@ class _Found:
 
 
 def _place(name: str, revision: str, path: str) -> str:
-    from urllib.parse import quote
-
     return f"/datasets/{name}/resolve/{revision}/{quote(path)}"
 
 

@@ -22,6 +22,7 @@ _MOST_CONFIGS: Final = 2000
 _MOST_OF_CONFIGS: Final = 128 << 10  # characters
 _MOST_PATTERNS: Final = 1000
 _LONGEST_PATTERN: Final = 500
+_MOST_COMPARED: Final = 2_000_000  # names with parts of patterns
 _CODE: Final = (".py", ".pyc", ".pyd", ".so", ".dll", ".pth", ".pt", ".pkl", ".pickle", ".joblib", ".sh")
 _FORMS: Final = {
     ".parquet": "parquet",
@@ -149,15 +150,23 @@ def _configs(card: bytes) -> dict[str, Mapping[str, Any]]:
     text = card.decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
     head = re.match(r"---\n(.*?\n)---(?:\n|$)", text, re.DOTALL)
     # The rest of a head can be long, and takes its time to read.
-    part = re.search(r"^configs:.*\n(?:[-# \n].*\n|\n)*", head[1], re.MULTILINE) if head else None
+    part = re.search(r"^configs:.*\n(?:[-# ].*\n|\n)*", head[1], re.MULTILINE) if head else None
     if part is None:
         return {}
     if len(part[0]) > _MOST_OF_CONFIGS:
         raise _unreadable_card()
     import yaml
 
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]
+        """Without aliases: a few of them, each of the ones before, are a list without end."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError
+            return super().compose_node(parent, index)
+
     try:
-        told = yaml.safe_load(part[0])
+        told = yaml.load(part[0], Loader=Plain)  # noqa: S506 - it is a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
         raise _unreadable_card() from None
     configs = told.get("configs") if isinstance(told, dict) else None
@@ -202,7 +211,7 @@ def _by_card(data: Sequence[str], said: Mapping[str, Mapping[str, Any]], config:
         raise _no_train(sorted(splits))
     prefix = f"{str(folder).strip('./')}/" if folder and str(folder).strip("./") else ""
     wanted = [prefix + pattern.removeprefix("./") for pattern in splits["train"]]
-    found = [path for path in data if any(_matches(path, pattern) for pattern in wanted)]
+    found = _matching(data, wanted)
     if not found:
         raise _no_files(config)
     return found
@@ -226,10 +235,15 @@ def _patterns(told: Any) -> dict[str, list[str]]:
     return found
 
 
-def _matches(path: str, pattern: str) -> bool:
-    """`*` stands for anything within a name, `**` for any folders."""
+def _matching(paths: Sequence[str], patterns: Iterable[str]) -> list[str]:
+    """`*` stands for anything within a name, `**` for any folders. What would take for ever is refused."""
+    left = _MOST_COMPARED
 
     def rest(names: list[str], parts: list[str]) -> bool:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _unreadable_card()
         if not parts:
             return not names
         if parts[0] == "**":
@@ -238,7 +252,15 @@ def _matches(path: str, pattern: str) -> bool:
             return any(rest(names[at:], parts[1:]) for at in range(len(names)))
         return bool(names) and fnmatchcase(names[0], parts[0]) and rest(names[1:], parts[1:])
 
-    return rest(path.split("/"), pattern.split("/"))
+    split = {path: path.split("/") for path in paths}
+    found: set[str] = set()
+    for pattern in patterns:
+        if not set("*?[") & set(pattern):
+            found |= {pattern} & split.keys()
+            continue
+        parts = pattern.split("/")
+        found |= {path for path, names in split.items() if rest(names, parts)}
+    return sorted(found)
 
 
 # --- refusals ---------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ _MOST_MOVES: Final = 5
 _CONNECT: Final = 10.0
 _SILENCE: Final = 30.0  # seconds from one piece to the next
 _ALL: Final = 3600.0  # seconds of one file
+_TOLD: Final = 60.0  # seconds of what is told of a data set
 _MOVED: Final = (301, 302, 303, 307, 308)
 _UPLOAD: Final = "Upload its rows as a file instead."
 
@@ -44,7 +45,7 @@ class Line:
     def read(self, path: str, most: int) -> bytes:
         """What is at this path, if it is not larger."""
         read = bytearray()
-        with self.pieces(path, never) as pieces:
+        with self.pieces(path, never, _TOLD) as pieces:
             for piece in pieces:
                 read += piece
                 if len(read) > most:
@@ -56,11 +57,13 @@ class Line:
         return bytes(read)
 
     @contextmanager
-    def pieces(self, path: str, stopped: Callable[[], bool]) -> Iterator[Iterator[bytes]]:
+    def pieces(
+        self, path: str, stopped: Callable[[], bool], seconds: float = _ALL
+    ) -> Iterator[Iterator[bytes]]:
         """What is at this path, as it comes; raises `Refusal`, or `Unwanted` once `stopped` says so."""
         import httpx
 
-        until = time.monotonic() + _ALL
+        until = time.monotonic() + seconds
         try:
             with httpx.Client(
                 timeout=httpx.Timeout(_SILENCE, connect=_CONNECT),

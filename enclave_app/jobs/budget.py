@@ -15,13 +15,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..refusals import Refusal
-from ..training import Recipe
+from ..training import Method, Recipe
 
 PROCESS: Final = 640 << 20  # the interpreter with torch, transformers, peft and trl, before it holds a model
 QUERIES: Final = 128  # as in ../training/fast.py, which this module must not import: it is heavy
 KEPT_UP_TO: Final = 1024  # likewise
 HEAD_BYTES: Final = 64 << 20  # likewise
 _LENGTHS: Final = 16  # what lengths are told in
+
+_LESS: Final[Mapping[Method, str]] = {
+    "full": "method lora or qlora, or",
+    "lora": "method qlora, a smaller r, or",
+    "qlora": "a smaller r, or",
+}
 
 _LLAMAS: Final = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _GATED: Final = _LLAMAS | {"gemma", "gemma2", "gemma3_text", "phi3", "cohere", "olmo2"}
@@ -34,6 +40,7 @@ class Estimate:
     parts: Mapping[str, int]
     batch_size: int
     longest: int
+    method: Method
     again: Callable[[int, int], int] = field(repr=False, compare=False)  # total at (batch size, longest row)
 
     @property
@@ -104,6 +111,7 @@ def estimate(
         parts(recipe.batch_size, longest),
         recipe.batch_size,
         longest,
+        recipe.method,
         lambda batch_size, longest: sum(parts(batch_size, longest).values()),
     )
 
@@ -129,7 +137,7 @@ def _smaller(estimate: Estimate, free: int) -> str:
     steps = _most(lambda count: estimate.again(1, count * _LENGTHS) <= free, estimate.longest // _LENGTHS)
     if steps:
         return f"What would fit: batch_size 1 with max_length {steps * _LENGTHS}."
-    return "No batch_size and max_length would fit: use method qlora, a smaller r, or a smaller base model."
+    return f"No batch_size and max_length would fit: use {_LESS[estimate.method]} a smaller base model."
 
 
 def _most(fits: Callable[[int], bool], below: int) -> int:

@@ -30,7 +30,7 @@ from torch.autograd import Function
 from transformers.activations import SiLUActivation
 
 from ..prompts import IGNORED
-from .int8 import Int8Linear
+from .int8 import Int8Linear, plain
 
 QUERIES: Final = 128  # of one block of attention
 KEPT_UP_TO: Final = 1024  # tokens of a row; of longer ones, attention is made again on the way back
@@ -78,15 +78,18 @@ def install(model: Any, *, compiled: bool = False) -> Installed:
     done, left = _install_lora(model)
     applied += ["lora"] if done else []
     falcon = type(inner).__name__ in _FALCONS
+    norms, gated = 0, 0
     for module in inner.modules():
         kind = type(module).__name__
         if kind == "FalconAttention" or (kind.endswith("Attention") and hasattr(module, "o_proj")):
             _replace(module, _falcon_attention if falcon else _llama_attention, kernels)
         elif kind.endswith("RMSNorm") and not module.weight.requires_grad:
             _replace(module, _rms_norm, kernels)
+            norms += 1
         elif kind.endswith("MLP") and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation):
             _replace(module, _gated_mlp, kernels)
-    applied += [] if falcon else ["norm", "mlp"]
+            gated += 1
+    applied += [name for name, count in (("norm", norms), ("mlp", gated)) if count]
     _replace(inner, _loss_of_rows, kernels)
     because = (
         f"{left} layers stay as peft has them (dropout, or other weights than plain ones)" if left else ""
@@ -261,7 +264,7 @@ class _Lora(Function):
 
 
 def _whole(weight: Tensor, of_rows: Tensor | None) -> Tensor:
-    return weight if of_rows is None else weight.to(of_rows.dtype).mul_(of_rows)
+    return weight if of_rows is None else plain(weight, of_rows)
 
 
 class _Attention(Function):
@@ -281,7 +284,7 @@ class _Attention(Function):
                 share = _shares(queries, keys, first - begin, last - begin, scale)
                 seen = torch.bmm(share, values[:, : last - begin])
                 _put(told[first:last], seen)
-                if end - begin <= KEPT_UP_TO and ctx.needs_input_grad[0]:
+                if end - begin <= KEPT_UP_TO and any(ctx.needs_input_grad):
                     kept.append(share)
         ctx.save_for_backward(q, k, v, told, *kept)
         ctx.bounds, ctx.scale = bounds, scale

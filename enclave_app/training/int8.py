@@ -41,12 +41,13 @@ class _Product(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return x @ _plain(weight, scale).t()
+        return x @ plain(weight, scale).t()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return grad_outputs[0] @ _plain(*ctx.saved_tensors), None, None
+        return grad_outputs[0] @ plain(*ctx.saved_tensors), None, None
 
 
-def _plain(weight: Tensor, scale: Tensor) -> Tensor:
+def plain(weight: Tensor, scale: Tensor) -> Tensor:
+    """The weights as numbers, in the scale's dtype."""
     return weight.to(scale.dtype).mul_(scale)

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 _T = TypeVar("_T")
-_PATIENCE: Final = timedelta(
-    hours=2
-)  # one may have to wait while another gets memory; the dead are seen at once
+_PATIENCE: Final = timedelta(hours=2)
+"""One may have to wait while another gets memory; the dead are seen at once."""
 
 
 def environment(rank: int, size: int) -> dict[str, str]:
