@@ -156,16 +156,17 @@ class Catalogue:
 
     def adapter(self, tenant: Tenant, name: str) -> Adapter:
         """What a tuned model or a checkpoint was made with; raises `NotFound` or `Conflict`."""
-        found = self._named(tenant, name)
-        if found is None or found.tuning is None:
-            raise _none_of_yours()
-        return found.tuning.load()
+        return self._own(tenant, name).load()
 
     def check_own(self, tenant: Tenant, name: str) -> None:
         """Raise what `adapter` would for a name, without reading so much."""
+        self._own(tenant, name)
+
+    def _own(self, tenant: Tenant, name: str) -> Tuning:
         found = self._named(tenant, name)
         if found is None or found.tuning is None:
             raise _none_of_yours()
+        return found.tuning
 
     def owned(self, tenant: Tenant, name: str) -> tuple[Record, Adapter]:
         """A tuned model as it was made, whether it can be asked here or not; raises `NotFound`."""
@@ -236,11 +237,9 @@ class Catalogue:
             partial(self._store.opener, tenant, ADAPTERS, record.id),
             lambda data: self._seen(self.book.parsed(record, data)),
         )
-        weights = record.manifest.weights_sha256
-        tuning = Tuning(f"{tenant.id} {record.id} {weights}", load, owner=tenant.id)
-        return Served(
-            record.name, self.base, Template(record.manifest.template), tuning, record.created_at, weights
-        )
+        tuning = Tuning(_version(tenant, record), load, owner=tenant.id)
+        template, weights = Template(record.manifest.template), record.manifest.weights_sha256
+        return Served(record.name, self.base, template, tuning, record.created_at, weights)
 
     def _checkpoint(self, tenant: Tenant, name: str, wanted: Wanted) -> Served | None:
         """The model as it was at a step of its training; raises `Missing` or `Damaged`."""
@@ -264,7 +263,7 @@ class Catalogue:
             partial(self._store.opener, tenant, CHECKPOINTS, place),
             lambda data: self._seen(Checkpoint.parse(place, data).adapter()),
         )
-        tuning = Tuning(f"{tenant.id} {place} {version}", load, owner=tenant.id)
+        tuning = Tuning(f"{_checkpoints_of(tenant, job)}{place} {version}", load, owner=tenant.id)
         return Served(name, self.base, Template(head.template), tuning, head.created_at, f"{place} {version}")
 
     def _seen(self, adapter: Adapter) -> Adapter:
@@ -299,8 +298,9 @@ class Catalogue:
     # --- how they come and go -------------------------------------------------------------------------
 
     def room(self, tenant: Tenant, coming: int = 0) -> None:
-        """Raise `Refusal` where one more tuned model, beside those that are being made, is too many."""
+        """Raise `Refusal` where one more tuned model, beside those that are being made, has no room."""
         self.book.room(tenant, most=self._most_models, coming=coming)
+        self._store.check_room(tenant, ADAPTERS, 0)  # how large it will be nobody knows yet
 
     def publish(
         self,
@@ -392,7 +392,8 @@ class Catalogue:
         continuations: Sequence[Sequence[int]],
     ) -> dict[str, Any]:
         """
-        How what is served compares with what was trained: greedy tokens up to the first difference.
+        How what is served compares with what was trained: greedy tokens up to the first difference, and how
+        many of the answers have none.
 
         `continuations` are what the trainer's own arithmetic answers `probes` with.
         """
@@ -404,10 +405,12 @@ class Catalogue:
         )
         if served.tuning is not None:
             seconds = self._seconds.get(served.tuning.version, seconds)
+        alike = [_alike(said, found) for (_, said), found in zip(pairs, served_tokens, strict=True)]
         return {
             "prompts": len(pairs),
+            "same": sum(count == len(said) for (_, said), count in zip(pairs, alike, strict=True)),
             "tokens": sum(len(said) for _, said in pairs),
-            "equal": sum(_alike(said, found) for (_, said), found in zip(pairs, served_tokens, strict=True)),
+            "equal": sum(alike),
             "ready_seconds": round(seconds, 3),
         }
 
@@ -447,6 +450,10 @@ class Catalogue:
         if version is None:
             raise await self._not_found(tenant, name)
         self.desk.let_go(self.base.name, version)
+
+    def let_go(self, tenant: Tenant, job: str) -> None:
+        """Take a job's checkpoints from memory, for they are gone from the disk; the job's model stays."""
+        self.desk.let_go_all(self.base.name, tenant.id, _checkpoints_of(tenant, job))
 
     async def delete_all(self, tenant: Tenant) -> list[str]:
         """Remove every tuned model of the caller's; the names of those that there were."""
@@ -502,6 +509,11 @@ class _Fetch:
             raise _none_of_yours() from None
         except (Damaged, MalformedCheckpoint, MalformedAdapter):
             raise _damaged(self._name) from None
+
+
+def _checkpoints_of(tenant: Tenant, job: str) -> str:
+    """What the versions of a job's checkpoints begin with, and those of nothing else."""
+    return f"{tenant.id} {job} "
 
 
 def _version(tenant: Tenant, record: Record) -> str:

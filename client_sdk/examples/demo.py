@@ -44,14 +44,14 @@ def main() -> None:
         policy = blindbox.UnsafeSimulatedPolicy()
         with requests.Session(policy=policy) as session:
             try:
-                summary = _journey(session, origin, arguments.cache, epochs=1 if arguments.quick else 8)
+                summary = _journey(session, origin, arguments.cache, quick=arguments.quick)
             except Exception:
                 print(f"\nThe enclave's log is in {log}.", file=sys.stderr)
                 raise
     print(f"\n{summary} {time.monotonic() - began:.0f} s in all.")
 
 
-def _journey(session: requests.Session, origin: str, cache: Path, *, epochs: int) -> str:
+def _journey(session: requests.Session, origin: str, cache: Path, *, quick: bool) -> str:
     _title("1. The proof")
     proof = session.prove(origin)
     for step in proof.steps:
@@ -66,20 +66,14 @@ def _journey(session: requests.Session, origin: str, cache: Path, *, epochs: int
     before = _ask(session, origin, "/inference", PRIVATE)
 
     _title("4. A fine-tuning job on a private file of questions and answers")
-    job = blindbox.finetune(
-        origin,
-        HANDBOOK,
-        session=session,
-        name="handbook",
-        epochs=epochs,
-        batch_size=4,
-        learning_rate=1e-3,
-    )
+    # How often the rows are read, how many at a time and how fast: what suits so many is chosen there.
+    job = blindbox.finetune(origin, HANDBOOK, session=session, name="handbook", epochs=1 if quick else None)
     print(f"  {HANDBOOK.name} was checked here, then uploaded; the job is {job.id}", flush=True)
     job.wait()
     print(f"  {job.data['rows_used']} rows, {job.told['trained_tokens']} tokens; the model is {job.model}")
     if serving := job.told["blindbox"]["serving"]:
-        print(f"  {serving['equal']} of {serving['tokens']} tokens compared are served as they were trained")
+        asked, same = serving["prompts"], serving["same"]
+        print(f"  asked {asked} of its questions, it answers {same} to the last letter as the trainer would")
 
     _title("5. What it learned")
     curve = job.plot(cache / "demo-loss.svg")

@@ -43,9 +43,15 @@ def unreadable(why: str, param: str = "dataset_name") -> DataError:
 
 def nearest(wanted: str, there: Iterable[str]) -> str:
     """` Did you mean "…"?`, or nothing where no name is near."""
-    names = {name.casefold(): name for name in islice(there, _COMPARED) if len(name) <= _LONGEST}
-    near = get_close_matches(wanted.casefold(), names, n=1, cutoff=0.6) if len(wanted) <= _LONGEST else []
-    return f' Did you mean "{shown(names[near[0]])}"?' if near else ""
+    found = near(wanted, there)
+    return "" if found is None else f' Did you mean "{shown(found)}"?'
+
+
+def near(wanted: str, there: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name that is most like the wanted one, if one is like it at all; letters' case is nothing."""
+    names = {name.casefold().strip(): name for name in islice(there, _COMPARED) if len(name) <= _LONGEST}
+    found = get_close_matches(wanted.casefold(), names, n=1, cutoff=cutoff) if len(wanted) <= _LONGEST else []
+    return names[found[0]] if found else None
 
 
 def listed(names: Iterable[str], most: int = 40) -> str:

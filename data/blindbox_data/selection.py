@@ -132,12 +132,16 @@ class _Found:
                 f"({rows_told(rows.numbers, rows.count)})"
                 for fault, rows in self._faults.items()
             )
-            raise DataError(
-                f'Of {seen} rows, {told}. Mend them, or send "on_invalid": "skip" to train without them.'
-                if self._examples
-                else f"No row of {seen} can be used: {told}.",
-                code=next(iter(self._faults)).code,
-            )
+            first = next(iter(self._faults))
+            if self._examples:
+                it = "it" if sum(rows.count for rows in self._faults.values()) == 1 else "them"
+                why = f"Of {seen} rows, {told}. Mend {it}, or send "
+                why += f'"on_invalid": "skip" to train without {it}.'
+            elif seen == 1:
+                why = f"The only row cannot be used: it is {first.words}."
+            else:
+                why = f"No row of {seen} can be used: {told}."
+            raise DataError(why, code=first.code)
 
     def selection(self) -> Selection:
         """All of it."""
@@ -163,8 +167,9 @@ class _Found:
         used = len(self._examples)
         if used < FEW:
             yield (
-                f"Only {used} {'row is' if used == 1 else 'rows are'} used: a model learns their wording "
-                "by heart and little else. Fifty good ones are a start."
+                f"Only {'1 row is' if used == 1 else f'{used} rows are'} used: a model learns "
+                f"{'its' if used == 1 else 'their'} wording by heart and little else. Fifty good ones are a "
+                "start."
             )
         for fault, rows in self._faults.items():
             yield f"{_rows(rows)} left out, being {fault.words}."
@@ -173,7 +178,7 @@ class _Found:
         elif self._duplicates.count:
             yield (
                 f"{_rows(self._duplicates)} there again, saying what an earlier row says; each is learned as "
-                "often as it is there (dedup leaves them out)."
+                f"often as it is there (dedup leaves {'it' if self._duplicates.count == 1 else 'them'} out)."
             )
         for name, words in WORDS.items():
             if name in self._problems:

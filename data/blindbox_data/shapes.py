@@ -14,7 +14,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, Literal
 
-from .errors import DataError, listed, nearest, shown
+from .errors import DataError, listed, near, nearest, shown
 from .values import Conversation, Example, Message, Pair, Text
 
 MOST_IN_A_CELL: Final = 1 << 20
@@ -160,14 +160,43 @@ def _recognised(names: list[str]) -> Shape:
     elif "text" in by_name:
         return Shape("text", by_name["text"])
     else:
-        why = "Say which columns are meant with question_column and answer_column (the same one for plain "
-        why += f"text), or name them as one of the known shapes has them: {KNOWN}."
+        why = f"{_nearest_shape(names)}Say which columns are meant with question_column and answer_column "
+        why += f"(the same one for plain text), or name them as one of the known shapes has them: {KNOWN}."
     there = f" The columns are: {listed(names)}." if names else " The first row has none."
     raise DataError(
         f"The columns do not say what is question and what is answer.{there} {why}",
         code="missing_column",
         param="question_column",
     )
+
+
+_NEEDED: Final = (
+    *((question, answer) for _, question, answer, _ in _PAIRS),
+    *(("messages",), ("conversations",), ("text",)),
+)
+"""The columns that each known shape needs."""
+_ALIKE: Final = 0.8
+"""So much alike is a slip of the pen; "context" is not "text"."""
+
+
+def _nearest_shape(names: list[str]) -> str:
+    """Which known shape was perhaps meant, and what keeps these columns from having it; "" where none was."""
+    known = {wanted: near(wanted, names, _ALIKE) for needed in _NEEDED for wanted in needed}
+    # The most columns of it that are there or nearly; of two, the one that lacks fewer.
+    meant = max(_NEEDED, key=lambda needed: (sum(known[each] is not None for each in needed), -len(needed)))
+    slips, there, missing = [], [], []
+    for wanted in meant:
+        found = known[wanted]
+        if found is None:
+            missing.append(f'"{wanted}"')
+        elif found.casefold().strip() == wanted:
+            there.append(f'"{shown(found)}"')
+        else:
+            slips.append(f'"{wanted}" by "{shown(found)}"')
+    if slips:
+        then = f" Then {missing[0]} is missing." if missing else ""
+        return f"Did you mean {' and '.join(slips)}?{then} "
+    return f"With {there[0]}, {missing[0]} is missing. " if there and missing else ""
 
 
 # --- cells ------------------------------------------------------------------------------------

@@ -68,9 +68,9 @@ class Lesson(Body):
     question_column: Column
     answer_column: Column
     number_elements_for_training: Annotated[int, Field(ge=1)]
-    epochs: Annotated[int, Field(ge=1)] = 3
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    batch_size: Annotated[int, Field(ge=1, le=256)] = 8
+    epochs: Annotated[int, Field(ge=1)] | None = None  # these three: what suits so many rows
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
     seed: Seed = 0
     on_invalid: Literal["error", "skip"] = "error"
 

@@ -19,12 +19,13 @@ from starlette.responses import JSONResponse, Response
 
 from ..catalogue import Served
 from ..engines import Sampling
-from ..jobs import Job, Order, Source
+from ..jobs import Job, Order, Source, hyperparameters_of
 from ..jobs.ears import Ear
 from ..refusals import Busy, Conflict, Failed, NotFound, Refusal
 from ..tenants import Tenant
 from ..training import Progress, Recipe
-from .answers import EventStream, unless_gone
+from ..training.defaults import CHOICES
+from .answers import KEEP_ALIVE_SECONDS, EventStream, unless_gone
 from .asking import PromptReader, ask
 from .bodies import COLDEST, Lesson, Question, body
 from .files import described
@@ -72,7 +73,7 @@ def router(rooms: Rooms) -> APIRouter:
         held = rooms.foreman.held(job)
         events = _told(rooms, asking, job, ear)
         if "text/event-stream" in request.headers.get("accept", ""):
-            return EventStream(events, held)
+            return EventStream(events, held, keep_alive=KEEP_ALIVE_SECONDS)
         with held:
             return JSONResponse(await unless_gone(request, _finished(events)))
 
@@ -119,7 +120,7 @@ def _sampling(question: Question, new_tokens: int) -> Sampling:
 
 def _order(rooms: Rooms, tenant: Tenant, lesson: Lesson) -> Order:
     settings, name = rooms.settings, lesson.dataset_name
-    if lesson.epochs > settings.max_epochs:
+    if lesson.epochs is not None and lesson.epochs > settings.max_epochs:
         raise Refusal(f"epochs may be 1 to {settings.max_epochs}.", code="invalid_value", param="epochs")
     if lesson.number_elements_for_training > settings.max_training_rows:
         raise Refusal(
@@ -139,22 +140,21 @@ def _order(rooms: Rooms, tenant: Tenant, lesson: Lesson) -> Order:
     else:
         file = described(rooms.store, tenant, name, param="dataset_name")
         training = Source(name, file.form.value, file.sha256)
+    chosen = {name: getattr(lesson, name) for name in CHOICES}
+    said: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    recipe = Recipe(seed=lesson.seed, most_tokens=settings.max_training_tokens, **said)
+    left_open = tuple(name for name in chosen if name not in said)
     return Order(
         model=rooms.catalogue.base.name,
         training=training,
-        recipe=Recipe(
-            epochs=lesson.epochs,
-            learning_rate=lesson.learning_rate,
-            batch_size=lesson.batch_size,
-            seed=lesson.seed,
-            most_tokens=settings.max_training_tokens,
-        ),
+        recipe=recipe,
         question_column=lesson.question_column,
         answer_column=lesson.answer_column,
         number=lesson.number_elements_for_training,
         on_invalid=lesson.on_invalid,
-        hyperparameters={"n_epochs": lesson.epochs, "batch_size": lesson.batch_size},
+        hyperparameters=hyperparameters_of(recipe, left_open),
         of_house=True,
+        left_open=left_open,
     )
 
 

@@ -13,7 +13,6 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -24,12 +23,14 @@ from blindbox_attestation.receipt import MEDIA_TYPE
 
 from ..catalogue import checkpoint_name
 from ..checkpoint import Checkpoint
-from ..jobs import Event, Job, Order, Source, results_of
+from ..jobs import Event, Job, Order, Source, hyperparameters_of, recipe_told, results_of
 from ..jobs.foreman import Key
+from ..models_book import SUFFIX
 from ..refusals import Busy, NotFound, Refusal, nearest
 from ..tenants import Tenant
 from ..training import Method, Recipe
-from .answers import EventStream, unless_gone
+from ..training.defaults import Choice
+from .answers import KEEP_ALIVE_SECONDS, EventStream, unless_gone
 from .bodies import Body, Column, Several, body
 from .files import described
 from .lists import Page
@@ -40,7 +41,6 @@ MOST_CANARIES: Final = 256
 HOTTEST: Final = 1.0  # learning rate: whatever is above it has never learned anything
 MOST_LISTED: Final = 100
 _KEY = re.compile(r"[!-~]{1,255}")
-_SUFFIX = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _TARGET = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 Auto = Literal["auto"]
@@ -163,11 +163,12 @@ def router(rooms: Rooms) -> APIRouter:
         def seen() -> dict[str, Any]:
             order = order_of(rooms, asking, wanted)
             reading = foreman.rows.read(asking, order, gone.is_set)
+            order = foreman.rows.settle(order, reading)
             return {
                 "object": "fine_tuning.preview",
                 "data": reading.report,
                 "estimate": foreman.rows.admit(order, reading, alone=foreman.idle),
-                "recipe": asdict(order.recipe),
+                "recipe": recipe_told(order),
             }
 
         try:
@@ -219,7 +220,8 @@ def router(rooms: Rooms) -> APIRouter:
             job = await foreman.find(asking, job_id)
             if page.after is not None and not page.after.startswith(Event(job.id, 0, 0, "").id[:-8]):
                 raise NotFound("This job has no event of this id.", code="not_found", param="after")
-            return EventStream(_events(rooms, asking, job_id, page.after))
+            events = _events(rooms, asking, job_id, page.after)
+            return EventStream(events, keep_alive=KEEP_ALIVE_SECONDS)
         kept = await foreman.events(asking, job_id)
 
         def part() -> JSONResponse:
@@ -252,7 +254,7 @@ def router(rooms: Rooms) -> APIRouter:
 
 def order_of(rooms: Rooms, tenant: Tenant, wanted: JobBody) -> Order:
     """
-    The order that a body means, with every choice made.
+    The order that a body means, with every choice made that does not wait for the rows.
 
     1. what would send data out, or is not done here, is refused by name
     2. the model is the one that is trained on, or one of the caller's own made from it
@@ -274,7 +276,7 @@ def order_of(rooms: Rooms, tenant: Tenant, wanted: JobBody) -> Order:
     if (own.config_name or "").strip():
         message = "An uploaded file has no configurations; leave blindbox.config_name out."
         raise Refusal(message, code="unknown_config", param="blindbox.config_name")
-    if not _SUFFIX.fullmatch(suffix):
+    if not SUFFIX.fullmatch(suffix):
         message = "suffix may have up to 64 letters, digits, dots, hyphens and underscores."
         raise Refusal(message, code="invalid_value", param="suffix")
     start = _start(rooms, tenant, wanted)  # 2
@@ -285,7 +287,7 @@ def order_of(rooms: Rooms, tenant: Tenant, wanted: JobBody) -> Order:
         if own.validation_split:
             message = "blindbox.validation_split is for where there is no validation_file; send one of them."
             raise Refusal(message, code="invalid_value", param="blindbox.validation_split")
-    hyperparameters, recipe = _recipe(rooms, wanted)  # 4
+    recipe, left_open = _recipe(rooms, wanted)  # 4
     if recipe.patience and validation is None and own.validation_split == 0:
         message = "blindbox.early_stopping watches the validation loss; send rows to validate with."
         raise Refusal(message, code="invalid_value", param="blindbox.early_stopping")
@@ -304,7 +306,8 @@ def order_of(rooms: Rooms, tenant: Tenant, wanted: JobBody) -> Order:
         suffix=suffix,
         from_adapter=start,
         metadata=wanted.metadata,
-        hyperparameters=hyperparameters,
+        hyperparameters=hyperparameters_of(recipe, left_open),
+        left_open=left_open,
     )
 
 
@@ -352,19 +355,21 @@ def _about(refusal: Refusal, param: str) -> Refusal:
     return told
 
 
-def _recipe(rooms: Rooms, wanted: JobBody) -> tuple[dict[str, Any], Recipe]:
-    """OpenAI's three numbers as they were meant, and everything a trainer has to know."""
+def _recipe(rooms: Rooms, wanted: JobBody) -> tuple[Recipe, tuple[Choice, ...]]:
+    """Everything a trainer has to know, and what of it is decided once the rows are known."""
     settings, own, usual = rooms.settings, wanted.blindbox, Recipe()
     old, new = wanted.hyperparameters, None
     if wanted.method is not None and wanted.method.supervised is not None:
         new = wanted.method.supervised.hyperparameters
     where = "method.supervised.hyperparameters" if new is not None else "hyperparameters"
     given = new or old or Hyperparameters()
+    left_open: list[Choice] = []
 
-    def number(name: str, mine: str, value: int | None, usual: int, most: int) -> int:
+    def number(name: str, mine: Choice, value: int | None, usual: int, most: int) -> int:
         theirs = getattr(given, name)
         chosen, param = (value, f"blindbox.{mine}") if value is not None else (theirs, f"{where}.{name}")
         if chosen in (None, "auto"):
+            left_open.append(mine)
             return usual
         if not 1 <= chosen <= most:
             raise _beyond(param, chosen, f"1 to {most}")
@@ -376,9 +381,11 @@ def _recipe(rooms: Rooms, wanted: JobBody) -> tuple[dict[str, Any], Recipe]:
     batch = number("batch_size", "batch_size", own.batch_size, usual.batch_size, 256)
     multiplier = given.learning_rate_multiplier
     rate, param = own.learning_rate, "blindbox.learning_rate"
-    if rate is None:
-        times = 1.0 if multiplier in (None, "auto") else float(multiplier or 1.0)
-        rate, param = usual.learning_rate * times, f"{where}.learning_rate_multiplier"
+    if rate is None and multiplier is not None and multiplier != "auto":
+        rate, param = usual.learning_rate * multiplier, f"{where}.learning_rate_multiplier"
+    elif rate is None:
+        left_open.append("learning_rate")
+        rate = usual.learning_rate
     if not 0 < rate <= HOTTEST:
         raise _beyond(
             param, rate, f"a learning rate above 0 and up to {HOTTEST:g}; try {usual.learning_rate:g}"
@@ -418,12 +425,7 @@ def _recipe(rooms: Rooms, wanted: JobBody) -> tuple[dict[str, Any], Recipe]:
         patience=own.early_stopping,
         canaries=CANARIES if own.memorisation is True else int(own.memorisation),
     )
-    told = {
-        "n_epochs": epochs,
-        "batch_size": batch,
-        "learning_rate_multiplier": rate / usual.learning_rate,
-    }
-    return told, recipe
+    return recipe, tuple(left_open)
 
 
 def _beyond(param: str, found: float, wanted: str) -> Refusal:
@@ -462,7 +464,7 @@ def told(job: Job) -> dict[str, Any]:
         else {"code": job.error.code, "message": job.error.message, "param": job.error.param},
         "blindbox": {
             "phase": job.phase,
-            "recipe": asdict(order.recipe),
+            "recipe": recipe_told(order),
             "progress": {name: at.get(name) for name in _PROGRESS},
             "data": job.data,
             "estimate": job.estimate,

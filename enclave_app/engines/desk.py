@@ -159,10 +159,10 @@ class Desk:
         if name in self._shelves:
             self._shelves[name].let_go(version, after=after)
 
-    def let_go_all(self, name: str, owner: str) -> None:
-        """The same for every tuned model of this owner's."""
+    def let_go_all(self, name: str, owner: str, beginning: str = "") -> None:
+        """The same for every tuned model of this owner's, or those whose version begins so."""
         if name in self._shelves:
-            self._shelves[name].let_go_all(owner)
+            self._shelves[name].let_go_all(owner, beginning)
 
     def keep(self, name: str, version: str) -> None:
         """Do not let it go after all."""

@@ -151,10 +151,10 @@ class Shelf:
                 asyncio.get_running_loop().call_later(after, self._sweep)
             self._sweep()
 
-    def let_go_all(self, owner: str) -> None:
-        """The same for every one of this owner's."""
+    def let_go_all(self, owner: str, beginning: str = "") -> None:
+        """The same for every one of this owner's, or those whose version begins so."""
         for held in list(self._held.values()):
-            if held.tuning.owner == owner:
+            if held.tuning.owner == owner and held.tuning.version.startswith(beginning):
                 self.let_go(held.tuning.version)
 
     def keep(self, version: str) -> None:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from ..refusals import Conflict
 from ..training import Recipe
+from ..training.defaults import suited
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 JobPhase = Literal["queued", "reading", "loading", "training", "checking", "publishing", "paused", "done"]
@@ -64,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a caller asked for; every choice they left open has been made."""
+    """What a caller asked for. What they left open has been decided, or is once the rows are known."""
 
     model: str  # the base model's name
     training: Source
@@ -81,6 +82,7 @@ class Order:
     metadata: dict[str, str] | None = None
     hyperparameters: dict[str, Any] = field(default_factory=dict)  # OpenAI's three, as they were meant
     of_house: bool = False  # by `/finetune`, which has its own names for the fields
+    left_open: tuple[str, ...] = ()  # fields of the recipe that wait for the number of rows
 
     def encode(self) -> dict[str, Any]:
         """As JSON."""
@@ -95,6 +97,7 @@ class Order:
             **{
                 **fields,
                 "recipe": Recipe(**recipe),
+                "left_open": tuple(fields.get("left_open", ())),
                 "training": Source(**fields["training"]),
                 "validation": None if validation is None else Source(**validation),
             }
@@ -117,7 +120,6 @@ class Job:
 
     id: str  # ftjob-…
     number: int  # of the tenant's jobs: they are listed by it, for the clock may jump
-    model_id: str  # of the model that comes out of it: `catalogue.model_id` of the job's id
     order: Order
     created_at: int  # Unix seconds
     status: Status = "validating_files"
@@ -150,6 +152,7 @@ class Job:
         fields = json.loads(data)
         if fields.pop("blindbox-job") != 1:
             raise ValueError("another version of a job")
+        fields.pop("model_id", None)  # which older records have; it is made of the job's id
         error = fields["error"]
         return cls(
             **{
@@ -228,11 +231,28 @@ def pinned(order: Order, report: Mapping[str, Any]) -> Order:
     return replace(order, training=replace(order.training, revision=told["revision"], sha256=told["sha256"]))
 
 
+def settled(order: Order, rows: int, most_epochs: int) -> Order:
+    """The order with what was left open decided for so many rows; from then on nothing of it changes."""
+    recipe = suited(order.recipe, order.left_open, rows, most_epochs)
+    return replace(order, recipe=recipe, left_open=(), hyperparameters=hyperparameters_of(recipe))
+
+
+def hyperparameters_of(recipe: Recipe, left_open: Collection[str] = ()) -> dict[str, Any]:
+    """OpenAI's three, as numbers, or "auto" as long as they are open."""
+    times = round(recipe.learning_rate / Recipe().learning_rate, 9)
+    told = {
+        "epochs": ("n_epochs", recipe.epochs),
+        "batch_size": ("batch_size", recipe.batch_size),
+        "learning_rate": ("learning_rate_multiplier", times),
+    }
+    return {name: "auto" if of in left_open else number for of, (name, number) in told.items()}
+
+
+def recipe_told(order: Order) -> dict[str, Any]:
+    """Every option of the training; null what is decided when the rows are known."""
+    return asdict(order.recipe) | dict.fromkeys(order.left_open)
+
+
 def results_of(job_id: str) -> str:
     """The file of a job's curve: known before it is written, the same if it is written twice."""
     return f"{RESULTS}{job_id.removeprefix('ftjob-')}"
-
-
-def base_of(name: str) -> str:
-    """The base model's name in `ft:BASE:SUFFIX:ID`; any other name is itself."""
-    return name.split(":")[1] if name.startswith("ft:") and name.count(":") >= 3 else name

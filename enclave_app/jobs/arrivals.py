@@ -29,6 +29,8 @@ _ABSURD: Final = 20 * 365 * _DAY
 _SETTLED: Final = threading.Event()
 _SETTLED.set()
 
+Forget = Callable[[Tenant, str], object]
+"""Removes a job and all that is its own."""
 Expire = Callable[[Tenant], None]
 """Removes files and uploads of a tenant that are over."""
 
@@ -37,12 +39,19 @@ class Arrivals:
     """Remembers whom it has seen in this boot; so many of them and no more."""
 
     def __init__(
-        self, settings: Settings, line: Line, book: Book, shift: Shift, expire: Expire | None = None
+        self,
+        settings: Settings,
+        line: Line,
+        book: Book,
+        shift: Shift,
+        forget: Forget,
+        expire: Expire | None = None,
     ) -> None:
         self._settings = settings
         self._line = line
         self._book = book
         self._shift = shift
+        self._forget = forget
         self._expire = expire
         self._seen: OrderedDict[str, threading.Event] = OrderedDict()  # under the line's lock
         self._boot = (time.time(), time.monotonic())
@@ -144,4 +153,4 @@ class Arrivals:
             if not job.live and (job.finished_at or job.created_at) < now - days * _DAY:
                 with self._line.lock:
                     if job.id not in self._line.live:  # resumed just now
-                        self._book.forget(tenant, job.id)
+                        self._forget(tenant, job.id)

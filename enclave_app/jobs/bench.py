@@ -23,12 +23,12 @@ from ..refusals import Refusal
 from ..settings import Settings
 from ..tenants import Tenant
 from ..training import Progress, Snapshot, Stop, Task, Trained, Trainer, TrainingFailed
-from . import Failure, Job, JobPhase, Order, move, pinned, results_of
+from . import Failure, Job, JobPhase, Level, Order, move, results_of
 from .book import Book
 from .curve import Curve, csv_of, curve_of, finite, short
 from .line import Line, Live
 from .reading import Reading, Stopped
-from .receipts import NoReceipt
+from .receipts import NoReceipt, Signer
 
 log = logging.getLogger("enclave_app")
 
@@ -42,6 +42,10 @@ class Rows(Protocol):
     """What knows the rows and the model they are for; see `material.py`. All of it raises `Refusal`."""
 
     def read(self, tenant: Tenant, order: Order, stopped: Callable[[], bool] | None = None) -> Reading: ...
+
+    def settle(self, order: Order, reading: Reading) -> Order:
+        """The order, now that its rows are known."""
+        ...
 
     def admit(self, order: Order, reading: Reading, *, alone: bool = True) -> dict[str, Any] | None:
         """The memory that it will take, as it is told; raises where it does not fit beside nothing else."""
@@ -73,19 +77,8 @@ class Models(Protocol):
 
     async def delete_all(self, tenant: Tenant) -> Sequence[str]: ...
 
-
-class Signer(Protocol):
-    """Signs what was trained on what; see `receipts.py`."""
-
-    def sign(
-        self,
-        job: Job,
-        adapter: Adapter,
-        *,
-        data_sha256: str,
-        validation_sha256: str | None = None,
-        start: Adapter | None = None,
-    ) -> bytes: ...
+    def let_go(self, tenant: Tenant, job: str) -> None:
+        """Take the job's checkpoints from memory; on the event loop."""
 
 
 Keep = Callable[[Tenant, str, str, bytes], None]
@@ -151,8 +144,8 @@ class Bench:
         reading = self._line.held(live)
         if reading is None:
             reading = self._rows.read(live.tenant, live.job.order, lambda: bool(self._stop_of(live)))
-        estimate = self._rows.admit(live.job.order, reading)
-        order = pinned(live.job.order, reading.report)
+        order = self._rows.settle(live.job.order, reading)
+        estimate = self._rows.admit(order, reading)
         self._line.put(live, replace(live.job, order=order, data=reading.report, estimate=estimate))
         return reading
 
@@ -313,11 +306,8 @@ class Bench:
             self._line.say(live, words, "warn")
             return None
         if told is not None:
-            self._line.say(
-                live,
-                f"Of {told['tokens']} tokens that were compared, {told['equal']} are served as they were "
-                "trained.",
-            )
+            held_back = bool((live.job.data or {}).get("validation_rows"))
+            self._line.say(live, *_comparison(told, held_back=held_back))
         return told
 
     def _signed(self, live: Live, job: Job, task: Task, trained: Trained) -> bool:
@@ -353,3 +343,31 @@ class Bench:
             self._line.say(live, "There is no file of the figures: it could not be written.", "warn")
             return False
         return True
+
+
+def _comparison(told: Mapping[str, Any], *, held_back: bool) -> tuple[str, Level]:
+    """How what is served compares with what was trained, in words, and what its owner may conclude."""
+    prompts, tokens, equal = told["prompts"], told["tokens"], told["equal"]
+    if not tokens:
+        return "Nothing was compared: the trained model says nothing to the prompts that were tried.", "warn"
+    where = ("that was" if prompts == 1 else "that were") + " held back" if held_back else "of the data"
+    asked = f"Asked {prompts} {'prompt' if prompts == 1 else 'prompts'} {where}, without chance,"
+    if equal == tokens:
+        return (
+            f"{asked} the model that is served says what the trainer's own says, all {tokens} tokens: what "
+            "you ask is what was trained.",
+            "info",
+        )
+    if equal:
+        return (
+            f"{asked} the model that is served says the same as the trainer's own for {equal} of {tokens} "
+            f"tokens, counted up to where an answer first differs ({told['same']} of {prompts} "
+            f"{'never does' if told['same'] == 1 else 'never do'}). It is rounded otherwise, so that a close "
+            "choice may fall otherwise: judge it by its answers.",
+            "info",
+        )
+    return (
+        f"{asked} the model that is served says nothing that the trainer's own says ({tokens} tokens were "
+        "compared). Ask it before you rely on it, and tell the operator.",
+        "warn",
+    )

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ..catalogue import model_id
 from ..checkpoint import Checkpoint
 from ..refusals import Busy, Conflict, Failed, NotFound, RateLimited
 from ..settings import Settings
@@ -27,11 +26,12 @@ from ..tenants import Tenant
 from ..training import Stop, Trainer
 from . import Event, Job, Order, Status, move
 from .arrivals import Arrivals, Expire
-from .bench import Bench, Keep, Models, Rows, Signer
+from .bench import Bench, Keep, Models, Rows
 from .book import Book, Listed, digest
 from .curve import curve_of
 from .ears import Ear
 from .line import Line
+from .receipts import Signer
 from .shift import Shift
 
 _SOON: Final = 15.0  # seconds that a caller who stops a job waits for it to have stopped
@@ -72,7 +72,7 @@ class Foreman:
             *(settings, self.line, self.book, trainer, rows, models), base=base, signer=signer, keep=keep
         )
         self.shift = Shift(self.line, self.bench, rows)
-        self._arrivals = Arrivals(settings, self.line, self.book, self.shift, expire)
+        self._arrivals = Arrivals(settings, self.line, self.book, self.shift, self._gone, expire)
         self._settings = settings
         self._store = store
         self._models = models
@@ -126,6 +126,7 @@ class Foreman:
 
     async def delete(self, tenant: Tenant, job_id: str) -> dict[str, int]:
         """Remove a job that is not live, with its events, checkpoints and receipt; its model stays."""
+        self.bench.loop = asyncio.get_running_loop()
         return await asyncio.to_thread(self._delete, tenant, job_id)
 
     async def forget(self, tenant: Tenant) -> dict[str, int]:
@@ -290,11 +291,10 @@ class Foreman:
                     retry_after=60,
                 )
             for job in over[max(0, self._settings.max_jobs_kept - 1) :]:
-                self.book.forget(tenant, job.id)
+                self._gone(tenant, job.id)
             job = Job(
                 id=job_id,
                 number=1 + max((job.number for job in listed.jobs), default=0),
-                model_id=model_id(job_id),
                 order=order,
                 created_at=int(time.time()),
             )
@@ -384,7 +384,15 @@ class Foreman:
             if job is not None and job.live:
                 raise Conflict(f"The job is {job.status}. Cancel it first.", code="job_in_progress")
             self.line.unwritten.pop(job_id, None)
-            return self.book.forget(tenant, job_id)
+            return self._gone(tenant, job_id)
+
+    def _gone(self, tenant: Tenant, job_id: str) -> dict[str, int]:
+        """Remove what is a job's own from the disk, and then its checkpoints from memory; what there was."""
+        removed = self.book.forget(tenant, job_id)
+        if self.bench.loop is not None:
+            with suppress(RuntimeError):  # it is closed, and with it what was in memory
+                self.bench.loop.call_soon_threadsafe(self._models.let_go, tenant, job_id)
+        return removed
 
     def _leave(self, tenant: Tenant) -> Sequence[str]:
         """The jobs that have to be stopped. What was about to begin has begun by then; nothing else will."""

@@ -24,7 +24,7 @@ from ..refusals import Failed, NotFound
 from ..settings import Settings
 from ..store import CHUNK, Damaged, Missing, Store
 from ..tenants import Tenant
-from . import FILES, Order, Source
+from . import FILES, Order, Source, pinned, settled
 from .budget import admit, estimate
 from .reading import Reading, Stopped, lesson_of, read_lesson, rows_of_all
 
@@ -119,6 +119,11 @@ class Material:
                 status=409,
             )
         return reading
+
+    def settle(self, order: Order, reading: Reading) -> Order:
+        """The order, now that its rows are known: what was left open, and what a hub's data set was."""
+        known = pinned(order, reading.report)
+        return settled(known, len(reading.examples), self._settings.max_epochs)
 
     def admit(self, order: Order, reading: Reading, *, alone: bool = True) -> dict[str, Any] | None:
         """

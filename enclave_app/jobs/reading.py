@@ -31,7 +31,6 @@ ENOUGH: Final = 50
 PROBES: Final = 4
 PROBE_TOKENS: Final = 32
 """How many tokens an answer to a probe has to fit in, behind it."""
-SAMPLES: Final = 3
 _SHOWN: Final = 4000  # characters of a sample
 _START: Final = 16  # tokens of a plain text that make a probe
 
@@ -278,12 +277,18 @@ class _Desk:
                 continue
             rows.append(_Row(number, at, chosen, made))
         if untold.count and (self._wanted.on_invalid == "error" or not rows):
+            of_all = (
+                "The only conversation"
+                if chosen.report.rows_used == 1
+                else f"Of {chosen.report.rows_used} conversations, {untold.count}"
+            )
             message = (
-                f"Of {chosen.report.rows_used} conversations, {untold.count} cannot be written for this "
-                f"model ({rows_told(untold.numbers, untold.count)}). Of the first: {why.rstrip('.')}."
+                f"{of_all} cannot be written for this model ({rows_told(untold.numbers, untold.count)}). "
+                f"{'Of the first: ' if untold.count > 1 else 'Why: '}{why.rstrip('.')}."
             )
             if rows:
-                message += ' Mend them, or send "on_invalid": "skip" to train without them.'
+                it = "it" if untold.count == 1 else "them"
+                message += f' Mend {it}, or send "on_invalid": "skip" to train without {it}.'
             raise DataError(
                 message,
                 code="invalid_conversation",
@@ -407,7 +412,8 @@ def _report(
         )
     if learned.too_long.count:
         report["warnings"].append(
-            f"{learned.too_long.count} of the rows have no answer within {desk.most} tokens and are left out "
+            f"{learned.too_long.count} {'row has' if learned.too_long.count == 1 else 'rows have'} no answer "
+            f"within {desk.most} tokens and {'is' if learned.too_long.count == 1 else 'are'} left out "
             f"({rows_told(learned.too_long.numbers, learned.too_long.count)})."
         )
     report |= {

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ..refusals import Refusal
 from ..training import Progress
-from . import move, pinned
+from . import Order, move
 from .bench import Bench, Rows
 from .failures import failure_of
 from .line import Line, Live
@@ -65,7 +65,8 @@ class Shift:
                 live.reading = True
             try:
                 reading = self._rows.read(live.tenant, live.job.order, self._unwanted(live))
-                estimate = self._rows.admit(live.job.order, reading, alone=self._line.idle)
+                order = self._rows.settle(live.job.order, reading)
+                estimate = self._rows.admit(order, reading, alone=self._line.idle)
             except Stopped:
                 live.reading = False
                 continue
@@ -81,12 +82,11 @@ class Shift:
                     continue
                 try:
                     told = {"data": reading.report, "estimate": estimate}
-                    order = pinned(live.job.order, reading.report)
                     self._line.put(live, move(live.job, "queued", order=order, **told))
                 except (Refusal, OSError) as error:
                     self._line.fail(live, failure_of(error))
                     continue
-                self._line.say(live, f"{len(reading.examples)} rows are ready. The job waits for its turn.")
+                self._line.say(live, _ready(len(reading.examples), order))
                 self._line.hear(live, Progress("queued"))
                 self._line.hold(live, reading)
                 self.go()
@@ -109,6 +109,19 @@ class Shift:
                 if not live.ended.is_set():
                     self._line.fail(live, failure_of(error))
             live.at_bench = False
+
+
+def _ready(rows: int, order: Order) -> str:
+    """That the rows can be learned, and how they will be."""
+    recipe = order.recipe
+    counted = "1 row is" if rows == 1 else f"{rows} rows are"
+    often = "once" if recipe.epochs == 1 else f"{recipe.epochs} times"
+    if recipe.most_steps is not None:
+        often += f", in {recipe.most_steps} {'step' if recipe.most_steps == 1 else 'steps'} at most"
+    return (
+        f"{counted} ready, to be read {often}, {recipe.batch_size} at a time, at a learning rate of "
+        f"{recipe.learning_rate:g}. The job waits for its turn."
+    )
 
 
 def _runs(thread: threading.Thread | None) -> bool:
