@@ -104,7 +104,7 @@ class SealedAdapter(HTTPAdapter):
         token_store: tenant.TokenStore | None = None,
         collateral: Collateral | None = SHARED,
     ) -> None:
-        self.policy = _read(policy)
+        self.policy = policy_of(policy)
         self.origin = None if origin is None else origin_of(origin)
         self.max_response_bytes = max_response_bytes
         self.keys = keys if keys is not None else SessionKeys()
@@ -146,7 +146,7 @@ class SealedAdapter(HTTPAdapter):
     ) -> AnyPolicy:
         """The policy for the URL's origin: the call's own, this adapter's, the stored one, or `NoPolicy`."""
         origin = origin_of(url)
-        chosen = _read(policy)
+        chosen = policy_of(policy)
         if chosen is None and self.origin in {None, origin}:
             chosen = self.policy
         if chosen is None:
@@ -486,7 +486,7 @@ def narrowed(policy: AnyPolicy, cce_policy: str | os.PathLike[str]) -> AnyPolicy
     return policy.with_host_data(hashlib.sha256(decoded).digest())
 
 
-def _read(policy: AnyPolicyOrFile | None) -> AnyPolicy | None:
+def policy_of(policy: AnyPolicyOrFile | None) -> AnyPolicy | None:
     """A policy, or the file of one."""
     if isinstance(policy, str | os.PathLike):
         return trust.read_policy(policy)

@@ -17,12 +17,13 @@ from typing import Any, Final
 from requests import RequestException, Response
 
 from .adapter import AnyPolicyOrFile
-from .errors import Refused, SealingError
+from .errors import Refused
 from .origin import origin_of
 from .printable import plain
 from .proof import Proof
 from .requests import Session
 from .timeouts import DEFAULT
+from .wording import as_keywords, keyword_of
 
 TRIES: Final = 6
 UNREADABLE: Final = "unreadable_answer"
@@ -55,9 +56,10 @@ class Api:
         *,
         key: str | None = None,
         params: Mapping[str, Any] | None = None,
+        tries: int = TRIES,
     ) -> dict[str, Any]:
         """The answer to one call. With `key`, the call is one call however often it has to be sent."""
-        with self.open(method, path, body, key=key, params=params) as response:
+        with self.open(method, path, body, key=key, params=params, tries=tries) as response:
             return _object(response.content, path)
 
     def open(
@@ -153,14 +155,12 @@ def _object(data: bytes, path: str) -> dict[str, Any]:
 
 
 def refusal(response: Response, path: str) -> Refused:
-    """What the enclave said no with, read from its answer."""
+    """What the enclave said no with, read from its answer; in the words of those who call this in Python."""
     with response:
         try:
             told = json.loads(response.content)
         except (ValueError, RecursionError):
             told = None
-        except SealingError:
-            raise
         after = _seconds(response.headers.get("Retry-After"))
         status = response.status_code
     if not isinstance(told, dict) or not isinstance(told.get("error"), dict):
@@ -177,11 +177,12 @@ def _told_refusal(told: dict[str, Any], status: int, after: float | None) -> Ref
         value = fields.get(name)
         return plain(value) if isinstance(value, str) else None
 
+    param = word("param")
     return Refused(
-        word("message") or f"the enclave refused with HTTP {status}",
+        as_keywords(word("message") or f"the enclave refused with HTTP {status}"),
         status=status,
         code=word("code"),
-        param=word("param"),
+        param=param and keyword_of(param),
         retry_after=after,
     )
 

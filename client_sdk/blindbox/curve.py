@@ -14,8 +14,12 @@ from typing import Any, Final, TypeGuard
 
 from .printable import plain
 
-_WIDTH, _HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 40, 46
+_WIDTH, _HEIGHT = 480, 320  # a telephone shows it whole, and its words are still read there
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 18, 40, 48
+_ROW = 20  # what a legend takes
+_EDGE = 14
+_SIZE, _SMALLEST, _LETTER = 14, 11, 0.62  # of letters; and how wide one is, of its height
+_MOST_DOTS: Final = 40
 _LEARNED, _CHECKED = "#463480", "#21918c"  # as in docs/serving.svg
 _INK, _SOFT, _LINE = "#18202a", "#56616e", "#e3e7eb"
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
@@ -92,60 +96,76 @@ def _draw(learned: list[Point], checked: list[Point], title: str) -> str:
     everything = learned + checked
     told = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
-        f'height="{_HEIGHT}" role="img" font-family="DejaVu Sans, system-ui, sans-serif" font-size="12">',
+        f'height="{_HEIGHT}" style="max-width:100%;height:auto" role="img" '
+        f'font-family="DejaVu Sans, system-ui, sans-serif" font-size="{_SIZE}">',
         f"<title>{escape(title or 'loss by steps')}</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
+        *_headed(title),
     ]
-    if title:
-        told.append(_words(_LEFT, 22, title, ink=_INK, size=14))
     if not everything:
         told += [_words(_WIDTH / 2, _HEIGHT / 2, "no loss yet", anchor="middle"), "</svg>"]
         return "\n".join(told) + "\n"
 
-    across = _ticks(min(x for x, _ in everything), max(x for x, _ in everything), 8, whole=True)
+    both = bool(learned and checked)
+    top, floor = _TOP + (_ROW if both else 0), _HEIGHT - _BOTTOM
+    across = _ticks(min(x for x, _ in everything), max(x for x, _ in everything), 6, whole=True)
     upward = _ticks(min(y for _, y in everything), max(y for _, y in everything), 5)
 
     def place(point: Point) -> tuple[float, float]:
-        right, down = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
         return (
-            _LEFT + right * (point[0] - across[0]) / (across[-1] - across[0]),
-            _TOP + down * (1 - (point[1] - upward[0]) / (upward[-1] - upward[0])),
+            _LEFT + (_WIDTH - _LEFT - _RIGHT) * (point[0] - across[0]) / (across[-1] - across[0]),
+            top + (floor - top) * (1 - (point[1] - upward[0]) / (upward[-1] - upward[0])),
         )
 
-    floor = _HEIGHT - _BOTTOM
+    if both:  # one line alone needs no name: the axis has it
+        told += _named(_LEFT, "training", _LEARNED) + _named(_LEFT + 110, "held-back rows", _CHECKED)
     for value in upward:
         _, y = place((across[0], value))
         told.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="{_LINE}"/>')
-        told.append(_words(_LEFT - 8, y + 4, _figure(value), anchor="end"))
+        told.append(_words(_LEFT - 8, y + 5, _figure(value), anchor="end"))
     for value in across:
         x, _ = place((value, upward[0]))
         told.append(f'<path d="M{x:.1f} {floor}v4" stroke="{_SOFT}"/>')
-        told.append(_words(x, floor + 18, _figure(value), anchor="middle"))
-    told.append(f'<path d="M{_LEFT} {_TOP}V{floor}H{_WIDTH - _RIGHT}" fill="none" stroke="{_SOFT}"/>')
+        told.append(_words(x, floor + 20, _figure(value), anchor="middle"))
+    told.append(f'<path d="M{_LEFT} {top}V{floor}H{_WIDTH - _RIGHT}" fill="none" stroke="{_SOFT}"/>')
     told.append(_words((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, "step", anchor="middle"))
+    name = "loss" if learned else "loss of held-back rows"
     told.append(
-        f'<text x="16" y="{(_TOP + floor) / 2}" transform="rotate(-90 16 {(_TOP + floor) / 2})" '
-        f'text-anchor="middle" fill="{_SOFT}">loss</text>'
+        f'<text x="16" y="{(top + floor) / 2}" transform="rotate(-90 16 {(top + floor) / 2})" '
+        f'text-anchor="middle" fill="{_SOFT}">{name}</text>'
     )
 
     smooth = _smoothed(learned)
     if len(smooth) > 1 and smooth != learned:
-        told.append(_path([place(point) for point in learned], _LEARNED, 1, opacity=0.25))
+        told.append(_path([place(point) for point in learned], _LEARNED, 1, opacity=0.3))
     told += _series([place(point) for point in smooth], _LEARNED)
-    told += _series([place(point) for point in checked], _CHECKED, dots=True)
-    labels = [("training", _LEARNED)] if learned else []
-    labels += [("held-back rows", _CHECKED)] if checked else []
-    for number, (label, colour) in enumerate(labels):
-        y = _TOP + 8 + 18 * number
-        told.append(f'<rect x="{_WIDTH - 132}" y="{y - 4}" width="18" height="4" fill="{colour}"/>')
-        told.append(_words(_WIDTH - 106, y + 2, label))
+    told += _series([place(point) for point in checked], _CHECKED)
     told.append("</svg>")
     return "\n".join(told) + "\n"
 
 
-def _series(points: list[tuple[float, float]], colour: str, *, dots: bool = False) -> list[str]:
+def _headed(title: str) -> list[str]:
+    """The title in one line: smaller if it is long, and without its middle if it is longer still."""
+    room = _WIDTH - 2 * _EDGE
+    if len(title) * _LETTER * _SMALLEST > room:
+        kept = int(room / (_LETTER * _SMALLEST)) - 1
+        title = f"{title[: kept - kept // 2]}…{title[-(kept // 2) :]}"
+    size = max(_SMALLEST, min(_SIZE, room / (_LETTER * max(1, len(title)))))
+    return [_words(_EDGE, 22, title, ink=_INK, size=size)] if title else []
+
+
+def _named(x: float, name: str, colour: str) -> list[str]:
+    """A line of the legend, under the title: within the frame it could lie over a curve."""
+    return [
+        f'<rect x="{x}" y="{_TOP - 5}" width="18" height="4" fill="{colour}"/>',
+        _words(x + 24, _TOP + 2, name),
+    ]
+
+
+def _series(points: list[tuple[float, float]], colour: str) -> list[str]:
+    """A line; and its points, where they are few enough to be told apart."""
     told = [_path(points, colour, 2)] if len(points) > 1 else []
-    if dots or len(points) == 1:
+    if len(points) <= _MOST_DOTS:
         told += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
     return told
 
@@ -179,7 +199,8 @@ def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[
         low, high = (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * nice for nice in (1, 2, 2.5, 5, 10) if power * nice >= rough)
+    nices = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(power * nice for nice in nices if power * nice >= rough)
     if whole:
         step = max(1.0, float(math.ceil(step)))
     first, last = math.floor(low / step), math.ceil(high / step)
@@ -192,8 +213,10 @@ def _figure(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _words(x: float, y: float, text: str, *, anchor: str = "start", ink: str = _SOFT, size: int = 12) -> str:
+def _words(
+    x: float, y: float, text: str, *, anchor: str = "start", ink: str = _SOFT, size: float = _SIZE
+) -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{ink}" font-size="{size}">'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{ink}" font-size="{size:.3g}">'
         f"{escape(text)}</text>"
     )

@@ -144,8 +144,8 @@ class Refused(BlindBoxError):
     """
     The enclave refuses, or cannot just now: the message is its own, and holds nothing of what was sent.
 
-    `param` is the field at fault, `code` one stable word (docs/api.md); `retry_after` seconds, if any were
-    named.
+    `param` is the option at fault, by its keyword here, as it is in the message (`wording.py`); `code` one
+    stable word (docs/api.md); `retry_after` seconds, if any were named.
     """
 
     def __init__(

@@ -32,6 +32,7 @@ from .api import Api
 from .job_handle import JOBS, Job
 from .requests import Session
 from .uploading import OnProgress, upload
+from .wording import as_keywords, keyword_of
 
 Method: TypeAlias = Literal["lora", "qlora", "full"]
 Data: TypeAlias = "str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Any"
@@ -168,6 +169,14 @@ class Material:
 
     def check(self, wanted: Wanted) -> None:
         """Raise `DataError` where the enclave would; what it has already, it checked."""
+        try:
+            self._check(wanted)
+        except DataError as error:
+            raise DataError(
+                as_keywords(error.message), code=error.code, param=keyword_of(error.param)
+            ) from None
+
+    def _check(self, wanted: Wanted) -> None:
         if self.file is None:
             return
         form = Form.of(self.filename, self.file.read(BEGINNING))

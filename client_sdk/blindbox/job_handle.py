@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,9 +31,10 @@ from .curve import Curve
 from .errors import JobCancelled, JobFailed, Refused
 from .metrics import Metrics
 from .printable import plain
-from .progress import Shown, Standing, shown
+from .progress import Pulse, Shown, Standing, shown
 from .requests import Session
 from .unpacking import unpack
+from .wording import as_keywords, keyword_of
 
 if TYPE_CHECKING:
     from blindbox_attestation.receipt import VerifiedReceipt
@@ -71,6 +72,32 @@ class Event:
 
     def __str__(self) -> str:
         return f"{self.at.astimezone():%H:%M:%S} {self.message}"
+
+
+class Pieces(Iterator[str]):
+    """
+    An answer as it comes. Leaving it early (`close`, or Ctrl-C within) ends the work in the enclave too.
+
+    `finish_reason` is known at its end: "stop", or "length" where `max_tokens` cut it.
+    """
+
+    def __init__(self, chunks: Generator[dict[str, Any]]) -> None:
+        self.finish_reason: str | None = None
+        self._chunks = chunks
+        self._ready: list[str] = []
+
+    def __next__(self) -> str:
+        while not self._ready:
+            chunk = next(self._chunks)
+            self._ready = list(_contents(chunk, "delta"))
+            for choice in chunk.get("choices") or []:
+                if isinstance(reason := choice.get("finish_reason"), str):
+                    self.finish_reason = reason
+        return self._ready.pop(0)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._chunks.close()
 
 
 class Job:
@@ -150,13 +177,13 @@ class Job:
         told = self.told.get("error")
         error = told if isinstance(told, dict) else {}
         kind = JobCancelled if status == "cancelled" else JobFailed
-        message = plain(str(error.get("message") or f"the job was {status}"))
+        message = as_keywords(plain(str(error.get("message") or f"the job was {status}")))
         code, param = error.get("code"), error.get("param")
         return kind(
             message,
             job=self.id,
             code=plain(str(code)) if code else status,
-            param=plain(str(param)) if param else None,
+            param=keyword_of(plain(str(param))) if param else None,
         )
 
     def _ours(self, name: str) -> Any:
@@ -236,7 +263,11 @@ class Job:
         display = shown(progress)
         at = Standing(self.id)
         if not self.refresh().resting:
-            self._follow(at, display, poll)
+            try:
+                self._follow(at, display, poll)
+            except BaseException:
+                display.leave()
+                raise
             self.refresh()
         at.learn(self.progress)
         error = self.error
@@ -247,20 +278,31 @@ class Job:
 
     def _follow(self, at: Standing, display: Shown, poll: Callable[[Job], None] | None) -> None:
         looked = 0.0
-        for event in self.events(follow=True):
-            if event.type == "metrics":
-                at.learn({"phase": "training"} | dict(event.data))
-            else:
-                display.say(event.message)
-            # Events are told in batches, and have no time left; the job itself has.
-            if event.type != "metrics" or time.monotonic() - looked > _LOOKS_APART:
-                looked = time.monotonic()
-                self._look()
-                at.learn(self.progress | {"phase": self.phase})
-            if not self.resting:
-                display.show(at)
-            if poll is not None:
-                poll(self)
+        at.learn(self._standing())
+        with Pulse(display, at, self._asked) as pulse:
+            for event in self.events(follow=True):
+                with pulse.heard():
+                    if event.type == "metrics":
+                        at.learn({"phase": "training"} | dict(event.data))
+                    else:
+                        display.say(event.message)
+                    # Events are told in batches, and have no time left; the job itself has.
+                    if event.type != "metrics" or time.monotonic() - looked > _LOOKS_APART:
+                        looked = time.monotonic()
+                        self._look()
+                        at.learn(self._standing())
+                    if not self.resting:
+                        display.show(at)
+                    if poll is not None:
+                        poll(self)
+
+    def _standing(self) -> dict[str, Any]:
+        """Its figures and its phase, as of the last call that asked."""
+        return {} if self.resting else self.progress | {"phase": self.phase}
+
+    def _asked(self) -> dict[str, Any]:
+        """The same as of now, and this handle stays as it is: another thread may be using it."""
+        return Job(self._api, self._api.ask("GET", self._path(), tries=1))._standing()
 
     def _look(self) -> None:
         """Ask again, if somebody answers: what is shown beside the events may be a little old."""
@@ -271,10 +313,8 @@ class Job:
                 raise
 
     def _ending(self) -> str:
-        if (error := self.error) is not None:
-            return f"{self.status}: {error.message}"
         if self.status == "paused":
-            return "paused; resume() goes on with it"
+            return "paused: it goes on when it is resumed"
         return f"{self.status}: {self.model}" if self.model else self.status
 
     def metrics(self) -> Metrics:
@@ -322,8 +362,8 @@ class Job:
     @overload
     def ask(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
     @overload
-    def ask(self, prompt: str, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
-    def ask(self, prompt: str, *, stream: bool = False, **options: Any) -> str | Iterator[str]:
+    def ask(self, prompt: str, *, stream: Literal[True], **options: Any) -> Pieces: ...
+    def ask(self, prompt: str, *, stream: bool = False, **options: Any) -> str | Pieces:
         """The tuned model's answer to a question; with `stream`, piece by piece. Options: `chat`."""
         messages = [{"role": "user", "content": prompt}]
         return self.chat(messages, stream=True, **options) if stream else self.chat(messages, **options)
@@ -335,25 +375,24 @@ class Job:
     @overload
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any
-    ) -> Iterator[str]: ...
+    ) -> Pieces: ...
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any
-    ) -> str | Iterator[str]:
+    ) -> str | Pieces:
         """
         The tuned model's next message; `options` are those of /v1/chat/completions (docs/api.md).
 
-        The likeliest words are taken unless `temperature` is given.
+        The likeliest words are taken unless `temperature` is given; `max_tokens` bounds the answer.
         """
         body = {"model": self._tuned(), "messages": list(messages), "temperature": 0, **options}
         if stream:
-            return self._pieces(body)
+            return Pieces(self._chunks(body))
         told = self._api.ask("POST", "/v1/chat/completions", body)
         return "".join(_contents(told, "message"))
 
-    def _pieces(self, body: dict[str, Any]) -> Iterator[str]:
+    def _chunks(self, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         with self._api.open("POST", "/v1/chat/completions", body | {"stream": True}, stream=True) as response:
-            for chunk in self._api.events(response):
-                yield from _contents(chunk, "delta")
+            yield from self._api.events(response)
 
     def receipt(self, path: str | os.PathLike[str] | None = None) -> VerifiedReceipt:
         """

@@ -24,6 +24,18 @@ def plain(text: str) -> str:
     return told[:MAX_SHOWN]
 
 
+def plain_lines(text: str) -> str:
+    """
+    The same for what may have lines: line breaks and tabs stay, and all of it is told.
+
+    Also for a piece of a text, as it comes.
+    """
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else " " if one.isspace() else f"\\u{{{ord(one):x}}}"
+        for one in text
+    )
+
+
 def short(text: str) -> str:
     """A long value in hexadecimal by its beginning; anything else as it is."""
     return f"{text[:16]}…" if len(text) > 32 and is_hex(text) else text

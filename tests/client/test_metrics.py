@@ -175,6 +175,31 @@ def test_the_curve_is_an_svg_of_both_lines(tmp_path: Path) -> None:
     assert len(list(picture.iter(f"{SVG}circle"))) == 20
 
 
+def test_one_line_needs_no_legend_and_few_points_are_dots() -> None:
+    alone = ET.fromstring(Curve([{"step": step, "loss": 3 / step} for step in range(1, 7)]).svg())
+    words = [text.text for text in alone.iter(f"{SVG}text")]
+    assert {"step", "loss"} <= set(words)
+    assert not {"training", "held-back rows"} & set(words)
+    assert len(list(alone.iter(f"{SVG}circle"))) == 6
+    steps = [word for word in words if word in set("123456")]
+    assert steps[-6:] == list("123456")
+    many = [{"step": row["step"], "loss": row["loss"]} for row in ROWS]
+    assert not list(ET.fromstring(Curve(many).svg()).iter(f"{SVG}circle"))
+    held = ET.fromstring(Curve([{"step": 3, "validation_loss": 1.0}]).svg())
+    assert "loss of held-back rows" in [text.text for text in held.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("length", [1, 20, 57, 80, 400])
+def test_a_title_stays_in_the_picture(length: int) -> None:
+    """Judged by the widest letters that fonts have on average; its beginning and its end are always there."""
+    title = ("ft:org/name:" + "handbook" * 50)[: length - 1] + "!"
+    picture = ET.fromstring(Curve(ROWS, title).svg())
+    (shown,) = (text for text in picture.iter(f"{SVG}text") if (text.text or "").endswith("!"))
+    assert 11 <= float(shown.get("font-size", "0")) <= 14
+    assert len(shown.text or "") * 0.62 * float(shown.get("font-size", "0")) <= 480 - 2 * 14 + 4
+    assert (shown.text or "")[0] == title[0]
+
+
 def test_a_title_cannot_become_markup() -> None:
     picture = Curve(ROWS, "</svg><script>alert(1)</script>\x1b[2J").svg()
     assert "<script>" not in picture
@@ -206,7 +231,7 @@ def test_every_point_lies_within_the_frame() -> None:
     for path in ET.fromstring(Curve(ROWS).svg()).iter(f"{SVG}path"):
         if path.get("stroke-width"):
             points = [tuple(map(float, one.split())) for one in (path.get("d") or "").lstrip("M").split("L")]
-            assert all(62 <= x <= 704 and 40 <= y <= 274 for x, y in points)
+            assert all(66 <= x <= 462 and 60 <= y <= 272 for x, y in points)
 
 
 def test_a_step_that_is_told_twice_counts_once() -> None:

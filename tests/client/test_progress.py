@@ -5,12 +5,20 @@ from __future__ import annotations
 import io
 import math
 import sys
+import threading
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+import blindbox
+from blindbox import progress
 from blindbox.progress import Lines, Notebook, Nothing, Standing, Terminal, shown
+from enclave_app.training import Progress, Snapshot, Stop, Task, Trained
+from enclave_app.training.counting import CountingTrainer
+from tests.kit.app import whole_app
+from tests.kit.simulated import unsafe
 
 
 class Screen(io.StringIO):
@@ -150,3 +158,79 @@ def test_a_phase_that_a_terminal_would_obey_is_told_by_its_numbers() -> None:
     at = Standing("ftjob-1")
     at.learn({"phase": "\033[2J"})
     assert at.phase.isprintable()
+
+
+def test_a_step_that_is_told_again_is_one_row() -> None:
+    at = Standing("ftjob-1")
+    at.learn({"step": 1, "loss": 2.0})
+    at.learn({"step": 1, "validation_loss": 3.0})
+    assert at.rows == [{"step": 1, "loss": 2.0, "validation_loss": 3.0}]
+
+
+def test_before_the_first_step_it_is_told_what_is_done_and_for_how_long() -> None:
+    at = Standing("ftjob-1")
+    at.learn({"phase": "loading"})
+    assert at.told() == "loading the model"
+    at.since -= 34
+    assert at.told() == "loading the model  34 s"
+    at.since -= 91
+    assert at.told() == "loading the model  2 min 05 s"
+    at.since += 91
+    at.learn({"phase": "loading", "total_steps": 9})
+    assert at.told() == "loading the model  34 s"
+    at.learn({"phase": "later", "step": 9})  # of a release to come
+    assert at.told() == "later"
+
+
+class Loading(CountingTrainer):
+    """Loads its model until somebody has seen it do so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+
+    def train(self, task: Task, stopped: Callable[[], Stop]) -> Iterator[Progress | Snapshot | Trained]:
+        yield Progress("loading")
+        assert self.seen.wait(120)
+        yield from super().train(task, stopped)
+
+
+class Watched(io.StringIO):
+    """Where progress is written; `twice` is set when it has been told twice that a model is being loaded."""
+
+    def __init__(self, twice: threading.Event, *, terminal: bool) -> None:
+        super().__init__()
+        self._twice, self._terminal, self._times = twice, terminal, 0
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    def write(self, text: str) -> int:
+        self._times += text.count("loading the model")
+        if self._times >= 2:
+            self._twice.set()
+        return super().write(text)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.filterwarnings("ignore::blindbox_attestation.simulated.UnsafeSimulationWarning")
+def test_a_model_that_is_being_loaded_gives_signs_of_life(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event tells of it, and none comes until it is done: it is asked for, and shown again and again."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "_LOOKS_APART_BEFORE", 0.0)
+    monkeypatch.setattr(progress, "_LINES_APART_BEFORE", 0.0)
+    trainer = Loading()
+    screen = Watched(trainer.seen, terminal=terminal)
+    with whole_app(trainer=trainer) as enclave:
+        rows = [{"question": f"{n}?", "answer": f"{n}."} for n in range(3)]
+        job = blindbox.finetune(enclave.origin, rows, policy=unsafe())
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", screen)
+            job.wait()
+    assert job.status == "succeeded"
+    told = screen.getvalue()
+    assert told.count("loading the model") >= 2
+    assert "succeeded: ft:echo:" in told.splitlines()[-1]
+    assert ("\r" in told) == terminal

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..printable import plain
-from .status import DONE, USAGE, as_options, complain
+from ..wording import as_options
+from .status import DONE, USAGE, complain
 
 if TYPE_CHECKING:
     from blindbox_data import Form, Report, Wanted
@@ -55,7 +56,6 @@ def add(commands: Any) -> None:
     """Add the command to the grammar."""
     data = commands.add_parser(
         "data",
-        help="check a data set for fine-tuning before it is sent",
         description="Work on data sets for fine-tuning. The network is not used.",
     )
     kinds = data.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
@@ -143,7 +143,7 @@ def told(report: Report) -> Iterator[str]:
     yield f"  rows        {used} would be used: {_KINDS[report.shape]} ({columns})"
     for reason, rows in report.dropped.items():
         numbers = ", ".join(map(str, rows.numbers[:20])) + (" …" if rows.count > 20 else "")
-        yield f"  left out    {rows.count} {reason} (row {numbers})"
+        yield f"  left out    {rows.count} {reason} ({'row' if rows.count == 1 else 'rows'} {numbers})"
     if report.scripts:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in report.scripts.items())
         yield f"  written in  {shares}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, Final
 
-from .status import DONE, complain
+from .asked import add_origin, add_policy
+from .status import DONE, INTERRUPTED, USAGE, complain
 
 if TYPE_CHECKING:
     from ..job_handle import Job
@@ -34,14 +35,13 @@ def add(commands: Any) -> None:
     """Add the command to the grammar."""
     finetune = commands.add_parser(
         "finetune",
-        help="fine-tune a model on a file of yours, in a machine that proved itself",
         description="Check a file, send it sealed to an origin that has proved itself, and fine-tune on it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    finetune.add_argument("origin", metavar="ORIGIN", help="for example http://203.0.113.7:80")
+    add_origin(finetune)
     finetune.add_argument("file", metavar="FILE", help="JSON Lines, JSON, CSV or Parquet; or a file's id")
-    finetune.add_argument("--policy", metavar="FILE", help="a policy, instead of the stored one")
+    add_policy(finetune)
     finetune.add_argument("--name", metavar="NAME", help="becomes part of the tuned model's name")
     finetune.add_argument("--model", metavar="NAME", help="what to teach (default: the enclave's base model)")
 
@@ -102,8 +102,8 @@ def run(options: argparse.Namespace) -> int:
     from blindbox_data import DataError
 
     from ..finetuning import finetune
+    from ..wording import as_options
     from .jobs import take, watch
-    from .status import USAGE, as_options
 
     wishes = [options.plot, options.metrics, options.download, options.receipt]
     if options.detach and any(wishes):
@@ -142,6 +142,8 @@ def run(options: argparse.Namespace) -> int:
             memorisation=options.memorisation or None,
             on_upload=_Upload(),
         )
+    except KeyboardInterrupt:
+        return complain(f"stopped; blindbox jobs {options.origin} tells whether a job was made", INTERRUPTED)
     except DataError as error:
         return complain(f"{options.file}: {as_options(error.message)} [{error.code}]", USAGE)
     with job:
@@ -149,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
         if options.detach:
             return DONE
         status = watch(job, options.origin)
-        return status or take(job, options)
+        return take(job, options) if status is None else status
 
 
 class _Upload:

@@ -30,7 +30,6 @@ def add(commands: Any) -> None:
     """Add the command to the grammar."""
     policy = commands.add_parser(
         "policy",
-        help="explain a policy, make one from a build's measurements, show its schema",
         description="Work on policy files. The network is not used.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

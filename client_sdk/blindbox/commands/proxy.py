@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .asked import add_origin, add_policy
 from .status import DONE
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ def add(commands: Any) -> None:
     """Add the command to the grammar."""
     proxy = commands.add_parser(
         "proxy",
-        help="give the programs of this machine a plain local endpoint that proves and seals",
         description="Have an origin prove itself, then listen here and pass every request on to it, sealed.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,8 +54,8 @@ def add(commands: Any) -> None:
 
 def add_endpoint(parser: Any) -> None:
     """The arguments that say whom to prove and where to listen."""
-    parser.add_argument("origin", metavar="ORIGIN", help="for example http://203.0.113.7:80")
-    parser.add_argument("--policy", metavar="FILE", help="a policy, instead of the stored one")
+    add_origin(parser)
+    add_policy(parser)
     parser.add_argument(
         "--listen", metavar="HOST:PORT", default="127.0.0.1:8080", help="where (default: 127.0.0.1:8080)"
     )

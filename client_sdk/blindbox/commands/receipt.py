@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from .status import DONE, USAGE, complain, status_of
+from .asked import add_policy, named_policy
+from .status import DONE, NOT_PROVED, USAGE, complain, status_of
 
 if TYPE_CHECKING:
+    from blindbox_attestation.verify import AnyPolicy
+
     from ..report.receipt import ReceiptReport
 
 _CLOCKS_APART: Final = timedelta(hours=1)
@@ -23,14 +26,17 @@ _CLOCKS_APART: Final = timedelta(hours=1)
 _EPILOG = """\
 examples:
   blindbox receipt verify receipt.json --policy release-1.0.json
+  blindbox receipt verify receipt.json --origin http://203.0.113.7:80 --data rows.jsonl
   blindbox receipt verify receipt.json --policy release-1.0.json --adapter model.zip --data rows.jsonl
   blindbox receipt verify receipt.json --policy release-1.0.json --html receipt.html
 
-The machine is judged as of the time when the training ended.
+--origin takes the policy that you stored for an origin. The machine is judged as of the time when the
+training ended.
 
 exit status:
   0  proved, and about the files that were given
-  1  the machine did not prove itself, or did not sign this receipt, or it is about other files
+  1  the machine did not prove itself (a simulated one never does), or did not sign this receipt, or it is
+     about other files
   2  wrong usage, or an invalid policy, or a file that cannot be read;
      or proved, and a file that was asked for could not be written
 --json prints a report in each of these cases but wrong usage. Its "verdict" is "accepted" for a receipt that
@@ -42,7 +48,6 @@ def add(commands: Any) -> None:
     """Add the command to the grammar."""
     receipt = commands.add_parser(
         "receipt",
-        help="judge a training receipt: which machine made what of which data",
         description="Work on training receipts. The network is not used.",
     )
     kinds = receipt.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
@@ -55,7 +60,8 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verify.add_argument("file", metavar="FILE", help="the receipt, as the machine handed it out")
-    verify.add_argument("--policy", metavar="FILE", required=True, help="whom you accept, as JSON")
+    add_policy(verify, "whom you accept, as JSON")
+    verify.add_argument("--origin", metavar="ORIGIN", help="accept what you have stored for this origin")
     verify.add_argument(
         "--adapter",
         metavar="FILE",
@@ -72,11 +78,15 @@ def add(commands: Any) -> None:
         "--json", action="store_true", help="the whole report, for programs, on standard output"
     )
     verify.add_argument("--html", metavar="FILE", help="write the report as one page for people")
-    verify.set_defaults(run=run)
+    verify.set_defaults(run=run, grammar=verify)
 
 
 def run(options: argparse.Namespace) -> int:
     """Judge, tell, and return the exit status."""
+    if options.policy is None and options.origin is None:
+        options.grammar.error("say whom you accept, with --policy FILE or --origin ORIGIN")
+    if isinstance(options.policy, str) and options.origin is not None:
+        options.grammar.error("--policy FILE and --origin ORIGIN are two answers to one question: give one")
     report = _judged(options)
     if options.json:
         print(report.to_json(), end="")
@@ -84,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         from ..report.receipt_text import show
 
         show(report, sys.stdout)
-    status = DONE
+    status = NOT_PROVED if report.verdict == "simulated" else DONE
     if options.html:
         from ..report.receipt_page import page
 
@@ -112,12 +122,11 @@ def _judged(options: argparse.Namespace) -> ReceiptReport:
     """The receipt, judged. What went wrong is in the report."""
     from ..errors import InvalidPolicy, UnreadableProof
     from ..report.receipt import ReceiptReport, judge
-    from ..trust import read_policy
 
     try:
         return judge(
             options.file,
-            read_policy(options.policy),
+            _policy(options),
             adapter=options.adapter,
             data=options.data,
             validation=options.validation,
@@ -125,6 +134,21 @@ def _judged(options: argparse.Namespace) -> ReceiptReport:
         )
     except (InvalidPolicy, UnreadableProof, OSError, ValueError) as error:
         return ReceiptReport(options.file, error=error)
+
+
+def _policy(options: argparse.Namespace) -> AnyPolicy:
+    from ..errors import InvalidPolicy
+    from ..trust import STORE
+
+    found = named_policy(options)
+    if found is None:
+        found = STORE.get(options.origin)
+    if found is None:
+        raise InvalidPolicy(
+            f"no policy is stored for {options.origin}; give one with --policy FILE, or store it with "
+            "blindbox trust ORIGIN --policy FILE"
+        )
+    return found
 
 
 def _collateral(proof: str | None) -> Mapping[str, bytes]:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ..printable import plain
+from ..wording import as_options, option_of
+
+if TYPE_CHECKING:
+    from ..errors import JobFailed, Refused
 
 DONE: Final = 0
 NOT_PROVED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 FAILED: Final = 4
-_OPTIONS: Final = {
-    "question_column": "--question-column",
-    "answer_column": "--answer-column",
-    "number_elements_for_training": "--number",
-}
+INTERRUPTED: Final = 130
 
 
-def status_of(error: Exception) -> tuple[int, str]:
-    """The exit status for an error, and what is said about it. Raises it again if it is none of ours."""
+def status_of(error: Exception, origin: str | None = None) -> tuple[int, str]:
+    """
+    The exit status for an error, and what is said about it. Raises it again if it is none of ours.
+
+    `origin` is whom the command asked.
+    """
     from requests import RequestException
 
     from ..errors import (
@@ -44,10 +48,9 @@ def status_of(error: Exception) -> tuple[int, str]:
     if isinstance(error, InvalidPolicy | UnreadableProof | UnreadableReceipt):
         return USAGE, why
     if isinstance(error, Refused):
-        about = [word for word in (error.param, error.code) if word]
-        return USAGE, f"refused: {why}" + (f" [{', '.join(about)}]" if about else "")
+        return USAGE, f"refused: {_told(error, origin)}"
     if isinstance(error, JobFailed):
-        return FAILED, why
+        return FAILED, _told(error, origin)
     if isinstance(error, ReceiptMismatch):
         return NOT_PROVED, f"does not fit: {why} [{error.code}]"
     if isinstance(error, AttestationError | ReceiptRefused):
@@ -70,13 +73,10 @@ def complain(message: str, status: int) -> int:
     return status
 
 
-def as_options(message: str) -> str:
-    """A message about data, which is worded for callers of the API, in the command line's words."""
-    message = message.replace('send "on_invalid": "skip"', "say --on-invalid skip")
-    message = message.replace(" and upload it again", "").replace("; upload the file", "; take the file")
-    for field, option in _OPTIONS.items():
-        message = re.sub(rf"\b{field}\b", option, message)
-    return message
+def _told(error: Refused | JobFailed, origin: str | None) -> str:
+    """What the enclave said, in the command line's words, and the words for programs."""
+    about = [word for word in (error.param and option_of(error.param), error.code) if word]
+    return plain(as_options(error.message, error.param, origin)) + (f" [{', '.join(about)}]" if about else "")
 
 
 def _asked(error: Exception) -> str:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from ..printable import plain
+from .asked import add_origin, add_policy
 from .status import DONE, UNREACHABLE, complain, status_of
 
 if TYPE_CHECKING:
@@ -126,13 +127,12 @@ def add(commands: Any) -> None:
     """Add the command to the grammar."""
     top = commands.add_parser(
         "top",
-        help="show where your own requests stand at a machine, live",
         description="Show the queue, the tokens a second and the memory of your own requests at an origin.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("origin", metavar="ORIGIN", help="for example http://203.0.113.7:80")
-    top.add_argument("--policy", metavar="FILE", help="a policy, instead of the stored one")
+    add_origin(top)
+    add_policy(top)
     top.add_argument(
         "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="between two looks (default: 1)"
     )

@@ -14,6 +14,7 @@ import webbrowser
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .asked import add_origin, add_policy
 from .status import DONE, NOT_PROVED, complain, status_of
 
 if TYPE_CHECKING:
@@ -35,13 +36,12 @@ def add(commands: Any) -> None:
     """Add the command to the grammar."""
     ui = commands.add_parser(
         "ui",
-        help="open a page for talking to a machine that proved itself",
         description="Have an origin prove itself, show the proof on a local page, and talk to it there.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ui.add_argument("origin", metavar="ORIGIN", help="for example http://203.0.113.7:80")
-    ui.add_argument("--policy", metavar="FILE", help="a policy, instead of the stored one")
+    add_origin(ui)
+    add_policy(ui)
     ui.add_argument("--port", metavar="N", type=_port, default=0, help="of 127.0.0.1 (default: a free one)")
     ui.add_argument("--no-browser", action="store_true", help="print the page's address, and open nothing")
     ui.set_defaults(run=run)

@@ -12,7 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from .status import DONE, USAGE, complain, status_of
+from .asked import add_origin, add_policy, named_policy
+from .status import DONE, NOT_PROVED, USAGE, complain, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +36,7 @@ A saved proof is judged as of the time it was made unless --at says otherwise, a
 
 exit status:
   0  proved
-  1  the machine did not prove itself
+  1  the machine did not prove itself; a simulated one never does
   2  wrong usage, or no policy, or an invalid one, or a proof file that cannot be read or judged;
      or proved, and a file that was asked for could not be written
   3  the machine could not be reached
@@ -48,14 +49,13 @@ def add(commands: Any) -> None:
     """Add the command to the grammar."""
     verify = commands.add_parser(
         "verify",
-        help="have a machine prove itself, and show each step",
         description="Ask an origin for fresh evidence and check it, step by step; nothing else is sent. "
         "Or judge again what was saved.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verify.add_argument("origin", nargs="?", metavar="ORIGIN", help="for example http://203.0.113.7:80")
-    verify.add_argument("--policy", metavar="FILE", help="a policy, instead of the stored one")
+    add_origin(verify, nargs="?")
+    add_policy(verify)
     verify.add_argument(
         "--cce-policy", metavar="FILE", help="an Azure container policy it must have been launched with"
     )
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         from ..report.text import show
 
         show(report, sys.stdout, verbose=options.verbose)
-    status = DONE
+    status = NOT_PROVED if report.verdict == "simulated" else DONE
     for path, text in _files(options, report):
         try:
             with open(path, "w", encoding="utf-8") as file:
@@ -175,10 +175,9 @@ def _again(options: argparse.Namespace) -> Report:
     """Judge a saved proof. What went wrong is in the report."""
     from ..errors import InvalidPolicy, UnreadableProof
     from ..report import Report, SavedProof
-    from ..trust import read_policy
 
     try:
-        policy = None if options.policy is None else read_policy(options.policy)
+        policy = named_policy(options)
         return SavedProof.load(options.offline).judge(at=options.at, policy=policy)
     except (InvalidPolicy, UnreadableProof) as error:
         return Report("", options.at or datetime.now(UTC)).ended(error)

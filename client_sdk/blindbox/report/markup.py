@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from ..printable import is_hex, plain
-from . import PROGRAM
+from . import PROGRAM, Verdict
 from .style import STYLE
 
 
@@ -48,6 +48,33 @@ def header(kind: str, mark: str, what: str, word: str, why: str) -> Iterator[str
     yield f'<h1><span class="mark">{mark}</span> {text(word)}</h1>'
     yield f'<p class="why">{prose(why)}</p>'
     yield "</header>"
+
+
+def headline(verdict: Verdict, accepted: str) -> tuple[str, str, str]:
+    """Class, mark and word of a verdict; `accepted` is the word for a good one."""
+    return {
+        "accepted": ("good", "✔", accepted),
+        "simulated": ("bad", "✘", "Simulated: proves nothing"),
+        "refused": ("bad", "✘", "Refused"),
+        "not judged": ("none", "–", "Not judged"),
+    }[verdict]
+
+
+def honest(trusts: Iterable[str], beside: str, limits: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Who has to be honest for a verdict, and beside it what the verdict leaves open."""
+    yield '<div class="columns"><section><h2>Who has to be honest</h2>'
+    yield "<p>The verdict means something only as long as these are honest and have not lost their keys:</p>"
+    yield from listed(trusts)
+    yield "<p>And whoever wrote the program that the measurement names, and whoever chose the policy.</p>"
+    yield f"</section><section><h2>{text(beside)}</h2>"
+    yield from reasons(limits)
+    yield "</section></div>"
+
+
+def table_row(kind: str, cells: Iterable[tuple[str, str]]) -> str:
+    """A row of a table: labels of ours, and cells that are markup already."""
+    told = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells)
+    return f'<tr class="{kind}">{told}</tr>'
 
 
 def band(words: str) -> str:

@@ -16,15 +16,22 @@ from blindbox_attestation.platforms import PLATFORMS
 from blindbox_attestation.steps import NAMES, Check, Step
 
 from ..policy_told import told
-from . import Report, Verdict, instant, policy_digest, policy_text, spoken
-from .markup import band, folded, framed, header, listed, prose, reasons, rows, text, value
+from . import Report, instant, policy_digest, policy_text, spoken
+from .markup import (
+    band,
+    folded,
+    framed,
+    header,
+    headline,
+    honest,
+    listed,
+    prose,
+    rows,
+    table_row,
+    text,
+    value,
+)
 
-_HEADINGS: Final[dict[Verdict, tuple[str, str, str]]] = {  # verdict → class, mark, word
-    "accepted": ("good", "✔", "Accepted"),
-    "simulated": ("bad", "✘", "Simulated: proves nothing"),
-    "refused": ("bad", "✘", "Refused"),
-    "not judged": ("none", "–", "Not judged"),
-}
 _OUTCOMES: Final = {  # outcome → class, mark
     "passed": ("good", "✔"),
     "failed": ("bad", "✘"),
@@ -59,7 +66,7 @@ NOT_PROVED: Final = (
 
 def page(report: Report) -> str:
     """The whole page, as text of HTML."""
-    kind, mark, word = _HEADINGS[report.verdict]
+    kind, mark, word = headline(report.verdict, "Accepted")
     body = (
         *_band(report),
         *header(kind, mark, "BlindBox proof report", word, report.summary),
@@ -116,14 +123,7 @@ def _machine(report: Report) -> Iterator[str]:
 def _trust(report: Report) -> Iterator[str]:
     if report.verified is None or report.simulated:
         return
-    yield '<div class="columns"><section><h2>Who has to be honest</h2>'
-    yield "<p>The verdict means something only as long as these are honest and have not lost their keys:</p>"
-    yield from listed(report.verified.trusts)
-    yield "<p>And whoever wrote the program that the measurement names, and whoever chose the policy.</p>"
-    yield "</section>"
-    yield "<section><h2>What this does not prove</h2>"
-    yield from reasons(NOT_PROVED)
-    yield "</section></div>"
+    yield from honest(report.verified.trusts, "What this does not prove", NOT_PROVED)
 
 
 def _policy(report: Report) -> Iterator[str]:
@@ -194,11 +194,7 @@ def _row(check: Check) -> str:
         ("Wanted", value(check.wanted)),
         ("Found in", text(check.source)),
     )
-    return (
-        f'<tr class="{kind}">'
-        + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells)
-        + "</tr>"
-    )
+    return table_row(kind, cells)
 
 
 def _again(report: Report) -> Iterator[str]:

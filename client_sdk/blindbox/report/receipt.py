@@ -207,6 +207,13 @@ def judge(
     return replace(report, files=tuple(files), error=first)
 
 
+WHAT: Final = {
+    "adapter": "the model that came out",
+    "data": "the file that was learned from",
+    "validation": "the file that was held back",
+}
+"""What a file at hand should be, for people."""
+
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -8,23 +8,15 @@ is in `markup.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
-from . import Verdict, spoken
-from .markup import band, folded, framed, header, listed, reasons, rows, text, value
-from .receipt import LIMITS, ReceiptReport, told
-
-_HEADINGS: Final[dict[Verdict, tuple[str, str, str]]] = {  # verdict → class, mark, word
-    "accepted": ("good", "✔", "Signed by a machine you accept"),
-    "simulated": ("bad", "✘", "Simulated: proves nothing"),
-    "refused": ("bad", "✘", "Refused"),
-    "not judged": ("none", "–", "Not judged"),
-}
+from . import spoken
+from .markup import band, folded, framed, header, headline, honest, rows, table_row, text, value
+from .receipt import LIMITS, WHAT, ReceiptReport, told
 
 
 def page(report: ReceiptReport) -> str:
     """The whole page, as text of HTML."""
-    kind, mark, word = _HEADINGS[report.verdict]
+    kind, mark, word = headline(report.verdict, "Signed by a machine you accept")
     body = (
         *_band(report),
         *header(kind, mark, "BlindBox training receipt", word, report.summary),
@@ -55,21 +47,11 @@ def _files(report: ReceiptReport) -> Iterator[str]:
         cells = (
             ("Outcome", f'<span class="mark">{mark}</span> {outcome}'),
             ("File", text(held.path)),
-            ("What it should be", text(_WHAT[held.what])),
+            ("What it should be", text(WHAT[held.what])),
             ("SHA-256", value(held.sha256.hex())),
         )
-        yield f'<tr class="{kind}">' + "".join(
-            f'<td data-label="{label}">{cell}</td>' for label, cell in cells
-        )
-        yield "</tr>"
+        yield table_row(kind, cells)
     yield "</tbody></table></section>"
-
-
-_WHAT: Final = {
-    "adapter": "the model that came out",
-    "data": "the file that was learned from",
-    "validation": "the file that was held back",
-}
 
 
 def _training(report: ReceiptReport) -> Iterator[str]:
@@ -106,12 +88,7 @@ def _machine(report: ReceiptReport) -> Iterator[str]:
 def _trust(report: ReceiptReport) -> Iterator[str]:
     if report.proved is None or report.simulated:
         return
-    yield '<div class="columns"><section><h2>Who has to be honest</h2>'
-    yield from listed(report.proved.machine.trusts)
-    yield "<p>And whoever wrote the program that the measurement names, and whoever chose the policy.</p>"
-    yield "</section><section><h2>What this does not show</h2>"
-    yield from reasons(LIMITS)
-    yield "</section></div>"
+    yield from honest(report.proved.machine.trusts, "What this does not show", LIMITS)
 
 
 def _again(report: ReceiptReport) -> Iterator[str]:

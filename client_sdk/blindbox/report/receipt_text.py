@@ -8,7 +8,7 @@ from typing import Final, TextIO
 from blindbox_attestation.errors import ReceiptMismatch
 
 from ..printable import plain
-from .receipt import ReceiptReport, told
+from .receipt import WHAT, ReceiptReport, told
 from .text import painted
 
 _NAME: Final = 27
@@ -22,16 +22,9 @@ def show(report: ReceiptReport, out: TextIO) -> None:
             print(f"  {name:<{_NAME}}{plain(value)}", file=out)
     for held in report.files:
         mark, verb, colour = ("✔", "is", "32") if held.fits else ("✘", "is not", "31")
-        print(painted(f"  {mark} {_WHAT[held.what]} {verb} {plain(held.path)}", colour, out), file=out)
+        print(painted(f"  {mark} {WHAT[held.what]} {verb} {plain(held.path)}", colour, out), file=out)
     for line, colour in _verdict(report):
         print(painted(line, colour, out) if colour else line, file=out)
-
-
-_WHAT: Final = {
-    "adapter": "the model that came out",
-    "data": "the file that was learned from",
-    "validation": "the file that was held back",
-}
 
 
 def _verdict(report: ReceiptReport) -> Iterator[tuple[str, str]]:
