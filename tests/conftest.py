@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.kit.amd import FakeAmd
+from tests.kit.pinned_amd import pinned
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +27,13 @@ def vectors() -> Path:
     if not (folder / "MANIFEST.md").is_file():
         pytest.skip(f"no attestation vectors in {folder} (set BLINDBOX_VECTORS)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def amd() -> Iterator[FakeAmd]:
+    """A vendor whose root is among the pinned ones while the tests of a module run."""
+    with pinned(FakeAmd()) as vendor:
+        yield vendor
 
 
 class _SignalStack(ctypes.Structure):

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from blindbox_attestation.azure.hcl import HASHES, NV_SIZE, SNP, TDX, Hcl
 from blindbox_attestation.azure.tdreport import TdReport, quoted_body
-from blindbox_attestation.errors import AttestationError, MalformedEvidence
+from blindbox_attestation.errors import MalformedEvidence
 from blindbox_attestation.tdx.quote import Quote
 from tests.kit.azure import from_foreign
 from tests.kit.specimens import specimen
+from tests.kit.verdict import verdict
 
 REAL = ["snp_milan_evidence", "snp_milan_v0_evidence", "tdx_evidence", "tdx_ak_chain_2026-06"]
 BLOB = Hcl(
@@ -28,11 +29,7 @@ JSON_AT = 1236
 
 
 def code_of(data: bytes) -> str:
-    try:
-        Hcl.parse(data)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: Hcl.parse(data))
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -21,6 +21,7 @@ from tests.kit import NOON
 from tests.kit.amd import FakeAmd
 from tests.kit.azure import PCRS, VM_ID, FakeAzure, attest_of, td_report_of
 from tests.kit.intel import FakeIntel
+from tests.kit.verdict import verdict
 
 OTHER = FakeAzure(FakeAmd(), name="another machine")
 B = bytes(range(48))
@@ -43,11 +44,7 @@ def on_tdx() -> FakeAzure:
 
 def code_of(azure: FakeAzure, evidence: bytes, policy: Any = None, **endorsements: bytes | None) -> str:
     """The code that an appraisal ends with, or "accepted"."""
-    try:
-        azure.appraise(evidence, policy, **endorsements)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: azure.appraise(evidence, policy, **endorsements))
 
 
 def retold(evidence: bytes, **changes: Any) -> bytes:

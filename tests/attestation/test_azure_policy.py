@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from blindbox_attestation.azure import AzureSnpPolicy, AzureTdxPolicy
-from blindbox_attestation.errors import AttestationError, InvalidPolicy
+from blindbox_attestation.errors import InvalidPolicy
 from blindbox_attestation.policy import Policy
 from blindbox_attestation.snp.policy import SnpPolicy
 from blindbox_attestation.snp.tcb import Tcb
@@ -19,6 +19,7 @@ from tests.kit import NOON
 from tests.kit.amd import KEY_CONFIG, FakeAmd
 from tests.kit.azure import PCRS, FakeAzure, boot_of
 from tests.kit.intel import FakeIntel
+from tests.kit.verdict import verdict
 
 NONCE = bytes(range(32))
 BOOT = boot_of({4: {bytes(32)}})
@@ -33,11 +34,7 @@ def azure(request: pytest.FixtureRequest) -> FakeAzure:
 
 def code_of(azure: FakeAzure, document: bytes, policy: Any = None, nonce: bytes = NONCE) -> str:
     """The code that a verification ends with, or "accepted"."""
-    try:
-        verify(document, policy or azure.policy(), nonce=nonce, now=NOON)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: verify(document, policy or azure.policy(), nonce=nonce, now=NOON))
 
 
 # --- documents ----------------------------------------------------------------------------------------------

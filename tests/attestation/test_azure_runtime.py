@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from blindbox_attestation.azure.hcl import Hcl
 from blindbox_attestation.azure.runtime import Runtime
-from blindbox_attestation.errors import AttestationError, MalformedEvidence
+from blindbox_attestation.errors import MalformedEvidence
 from tests.kit.azure import from_foreign
+from tests.kit.verdict import verdict
 
 MODULUS = b"\xc1" + bytes(range(1, 255)) + b"\x01"
 
@@ -45,11 +46,7 @@ def runtime(*, keys: Any = None, vm: Any = VM, **changes: Any) -> bytes:
 
 
 def code_of(data: bytes) -> str:
-    try:
-        Runtime.parse(data)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: Runtime.parse(data))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from blindbox_attestation.snp import Report, SnpPolicy, Tcb
 from blindbox_attestation.tdx import Quote, TdxPolicy
 from blindbox_attestation.vtpm.boot import MeasuredBoot
 from tests.kit.azure import Foreign, from_foreign
+from tests.kit.verdict import verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::blindbox_attestation.MilanWarning")
 
@@ -82,11 +83,7 @@ def tdx_policy(machine: Foreign, **changes: Any) -> AzureTdxPolicy:
 
 def code_of_snp(real: Azure, machine: Foreign, policy: AzureSnpPolicy, now: datetime = IN_MAY) -> str:
     """The code that an appraisal ends with, or "accepted"."""
-    try:
-        appraise_snp(machine.evidence, real.of_amd(machine), policy, now=now)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise_snp(machine.evidence, real.of_amd(machine), policy, now=now))
 
 
 # --- what is genuine is accepted ----------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 
 from blindbox_attestation.certificate_path import _signed
-from blindbox_attestation.errors import AttestationError, UnboundKey, UntrustedEvidence
+from blindbox_attestation.errors import UnboundKey, UntrustedEvidence
 from blindbox_attestation.gcp import GcpPolicy, appraise
 from blindbox_attestation.roots import CONFIDENTIAL_SPACE_ROOTS
 from blindbox_attestation.walk import Walk
 from tests.kit import NOON
 from tests.kit.aws import ec_key
 from tests.kit.google import FakeGoogle, dumped, rsa_key
+from tests.kit.verdict import verdict
 
 GOOGLE = FakeGoogle()
 OTHER = FakeGoogle("theirs")
@@ -29,11 +30,7 @@ START = int(NOON.timestamp())
 
 def code_of(data: bytes, policy: GcpPolicy | None = None, now: datetime = NOON) -> str:
     """The code that an appraisal ends with, or "accepted"."""
-    try:
-        appraise(data, {}, policy or GOOGLE.policy(), now=now)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise(data, {}, policy or GOOGLE.policy(), now=now))
 
 
 def with_certificate(what: str, **changes: Any) -> bytes:

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindbox_attestation.errors import AttestationError, MalformedEvidence
+from blindbox_attestation.errors import MalformedEvidence
 from blindbox_attestation.gcp import Token, appraise
 from blindbox_attestation.gcp.token import MAX_TOKEN, from_base64url, to_base64url
 from tests.kit import NOON
 from tests.kit.google import ACCOUNT, AUDIENCE, IMAGE, FakeGoogle, dumped
+from tests.kit.verdict import verdict
 
 GOOGLE = FakeGoogle()
 GOOD = GOOGLE.token()
@@ -27,11 +28,7 @@ HEADER, PAYLOAD, SIGNATURE = GOOD.split(b".")
 
 def code_of(data: bytes) -> str:
     """The code that an appraisal ends with, or "accepted"."""
-    try:
-        appraise(data, {}, GOOGLE.policy(), now=NOON)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise(data, {}, GOOGLE.policy(), now=NOON))
 
 
 def with_header(**changes: Any) -> bytes:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blindbox_attestation.errors import AttestationError
 from blindbox_attestation.gcp import GcpPolicy, appraise
+from tests.kit.verdict import verdict
 
 ISSUED = datetime.fromtimestamp(1757060250, UTC)
 EXPIRES = datetime.fromtimestamp(1757063850, UTC)
@@ -39,11 +39,7 @@ def read(vectors: Path, name: str) -> bytes:
 
 def code_of(data: bytes, policy: GcpPolicy = POLICY, now: datetime = THEN) -> str:
     """The code that an appraisal ends with, or "accepted"."""
-    try:
-        appraise(data, {}, policy, now=now)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise(data, {}, policy, now=now))
 
 
 def test_a_genuine_token_is_accepted_in_its_hour(token: bytes) -> None:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA512
 
 from blindbox_attestation import cbor
 from blindbox_attestation.certificate_path import _read, _signed
-from blindbox_attestation.errors import AttestationError, UnboundKey, UntrustedEvidence
+from blindbox_attestation.errors import UnboundKey, UntrustedEvidence
 from blindbox_attestation.nitro import NitroPolicy, appraise
 from blindbox_attestation.nitro.chain import P384_ORDER
 from blindbox_attestation.roots import AWS_ROOTS
@@ -20,6 +20,7 @@ from blindbox_attestation.walk import Walk
 from tests.kit import NOON
 from tests.kit.aws import PCRS, FakeAws, ec_key
 from tests.kit.google import rsa_key
+from tests.kit.verdict import verdict
 
 AWS = FakeAws()
 OTHER = FakeAws("theirs")
@@ -29,11 +30,7 @@ OTHER_P384 = ec_key("nobody's")
 
 def code_of(data: bytes, policy: NitroPolicy | None = None, now: datetime = NOON) -> str:
     """The code that an appraisal ends with, or "accepted"."""
-    try:
-        appraise(data, {}, policy or AWS.policy(), now=now)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise(data, {}, policy or AWS.policy(), now=now))
 
 
 def with_certificate(what: str, **changes: Any) -> bytes:

@@ -11,7 +11,6 @@ import pytest
 from blindbox_attestation import strict_json
 from blindbox_attestation.binding import Bound
 from blindbox_attestation.errors import (
-    AttestationError,
     DebugAllowed,
     InvalidPolicy,
     MeasurementMismatch,
@@ -22,6 +21,7 @@ from blindbox_attestation.nitro.claims import pcr_of
 from blindbox_attestation.walk import Walk
 from tests.kit import NOON
 from tests.kit.aws import INSTANCE, PCRS, ROLE, FakeAws, pcr
+from tests.kit.verdict import verdict
 
 AWS = FakeAws()
 ZERO = bytes(48)
@@ -31,11 +31,7 @@ BOUND = Bound(digest=bytes(range(48)), nonce=bytes(range(32)), key_config=b"keys
 
 def code_of(policy: NitroPolicy | None = None, **changes: Any) -> str:
     """The code that a well-signed document ends with, or "accepted"."""
-    try:
-        appraise(AWS.document(**changes), {}, policy or AWS.policy(), now=NOON)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise(AWS.document(**changes), {}, policy or AWS.policy(), now=NOON))
 
 
 def claims_of(data: bytes) -> NitroClaims:

@@ -9,9 +9,9 @@ from pathlib import Path
 import cbor2
 import pytest
 
-from blindbox_attestation.errors import AttestationError
 from blindbox_attestation.nitro import Document, NitroPolicy, appraise
 from blindbox_attestation.nitro.document import IMAGE_PCRS
+from tests.kit.verdict import verdict
 
 RELEASE = bytes(range(48))
 
@@ -31,11 +31,9 @@ def policy_for(data: bytes) -> NitroPolicy:
 
 def code_of(data: bytes, policy: NitroPolicy | None = None, now: datetime | None = None) -> str:
     """The code that an appraisal at the document's own time ends with, or "accepted"."""
-    try:
-        appraise(data, {}, policy or policy_for(data), now=now or Document.parse(data).timestamp)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(
+        lambda: appraise(data, {}, policy or policy_for(data), now=now or Document.parse(data).timestamp)
+    )
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

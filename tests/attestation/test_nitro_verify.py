@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from blindbox_attestation.errors import AttestationError, UnboundKey
+from blindbox_attestation.errors import UnboundKey
 from blindbox_attestation.evidence import NITRO, AttestationDocument
 from blindbox_attestation.policy import Policy
 from blindbox_attestation.verify import appraise, verify
 from tests.kit import NOON
 from tests.kit.amd import KEY_CONFIG, FakeAmd
 from tests.kit.aws import FakeAws
+from tests.kit.verdict import verdict
 
 AWS = FakeAws()
 NONCE = bytes(range(32))
@@ -23,11 +24,7 @@ POLICY = Policy(nitro=AWS.policy())
 
 def code_of(document: bytes, policy: Policy = POLICY, nonce: bytes = NONCE) -> str:
     """The code that a verification ends with, or "accepted"."""
-    try:
-        verify(document, policy, nonce=nonce, now=NOON)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: verify(document, policy, nonce=nonce, now=NOON))
 
 
 def test_an_honest_document_proves_its_key() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import FrozenInstanceError, replace
 from datetime import timedelta
 from typing import Any
@@ -17,13 +16,14 @@ from blindbox_attestation import (
     InvalidPolicy,
     PlatformNotAccepted,
     Policy,
-    UnsafeSimulatedPolicy,
     verify,
 )
 from blindbox_attestation.policy import DEEPEST, MOST, AnyKind, read
 from tests.kit import NOON
 from tests.kit.amd import KEY_CONFIG, FakeAmd
 from tests.kit.policies import LEAST, policy
+from tests.kit.simulated import unsafe
+from tests.kit.verdict import verdict
 
 AMD = FakeAmd("Genoa")
 TURIN = FakeAmd("Turin")
@@ -34,18 +34,8 @@ HOST_DATA = b"\x09" * 32
 KINDS = (AnyOf, AllOf)
 
 
-def unsafe() -> UnsafeSimulatedPolicy:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return UnsafeSimulatedPolicy()
-
-
 def code(document: bytes, asked: AnyKind) -> str:
-    try:
-        verify(document, asked, nonce=NONCE, now=NOON)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: verify(document, asked, nonce=NONCE, now=NOON))
 
 
 # --- made in code ---

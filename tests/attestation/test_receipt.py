@@ -8,7 +8,6 @@ import json
 import math
 import pickle
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -19,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindbox_attestation import UnsafeSimulatedPolicy, UnsafeSimulationWarning
 from blindbox_attestation.binding import Bound, report_data, transcript_bytes
 from blindbox_attestation.errors import (
     AttestationError,
@@ -49,6 +47,7 @@ from blindbox_attestation.simulated import SIMULATED_ENDORSEMENTS, simulated_rep
 from tests.kit import NOON
 from tests.kit.amd import MEASUREMENT, FakeAmd
 from tests.kit.receipts import DATA, KEY, RECEIPT, WEIGHTS, document_of, made, retold
+from tests.kit.simulated import unsafe
 
 AMD = FakeAmd("Genoa")
 FILE = made(AMD)
@@ -489,12 +488,10 @@ def test_a_simulated_machines_receipt_is_never_accepted() -> None:
     """C-35: it says "simulated" to who asked for that in code, and is refused to everybody else."""
     data = simulated().encode()
     assert code_of(data) == "simulated-evidence"
-    with warnings.catch_warnings(action="ignore", category=UnsafeSimulationWarning):
-        policy = UnsafeSimulatedPolicy()
-    proved = verify_receipt(data, policy)
+    proved = verify_receipt(data, unsafe())
     assert proved.simulated
     assert proved.verdict == "simulated"
-    assert code_of(FILE.encode(), policy) == "platform-not-accepted"
+    assert code_of(FILE.encode(), unsafe()) == "platform-not-accepted"
 
 
 # ── the files it is about ─────────────────────────────────────────────────────────────────────────────────

@@ -21,6 +21,7 @@ from blindbox_attestation.walk import Walk
 from tests.kit import NOON
 from tests.kit.amd import CLOUD, MEASUREMENT, FakeAmd, ia5, small_integer
 from tests.kit.names import shown
+from tests.kit.verdict import verdict
 
 AMD = FakeAmd("Genoa")
 VLEK = FakeAmd("Genoa", signing_key="vlek")
@@ -37,11 +38,7 @@ def judged(amd: FakeAmd = AMD, policy: SnpPolicy | None = None, *, now: Any = NO
 
 
 def code(amd: FakeAmd = AMD, policy: SnpPolicy | None = None, **changes: Any) -> str:
-    try:
-        judged(amd, policy, **changes)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: judged(amd, policy, **changes))
 
 
 @pytest.mark.parametrize("what", ["ask", "vcek"])

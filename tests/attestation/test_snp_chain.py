@@ -27,6 +27,7 @@ from blindbox_attestation.snp.chain import P384_ORDER
 from blindbox_attestation.x509 import PSS_SHA384, Certificate, Signed
 from tests.kit import NOON
 from tests.kit.amd import FakeAmd, chip_key, ia5, rsa_key, small_integer
+from tests.kit.verdict import verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::blindbox_attestation.MilanWarning")
 
@@ -53,11 +54,7 @@ def appraised(
 ) -> str:
     """The code that it ends with, or "accepted"."""
     sent = amd.endorsements() if endorsements is None else endorsements
-    try:
-        appraise(amd.report(**report), sent, policy or amd.snp_policy(), now=now)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise(amd.report(**report), sent, policy or amd.snp_policy(), now=now))
 
 
 @pytest.mark.parametrize("kind", KINDS)

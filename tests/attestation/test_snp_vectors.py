@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from blindbox_attestation.errors import AttestationError
 from blindbox_attestation.snp import Report, SnpPolicy, Tcb, appraise
 from blindbox_attestation.walk import Walk
+from tests.kit.verdict import verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::blindbox_attestation.MilanWarning")
 
@@ -63,11 +63,7 @@ def policy_for(report: bytes) -> SnpPolicy:
 
 def code_of(report: bytes, endorsements: dict[str, bytes], policy: SnpPolicy, now: datetime = NOW) -> str:
     """The code that an appraisal ends with, or "accepted"."""
-    try:
-        appraise(report, endorsements, policy, now=now)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise(report, endorsements, policy, now=now))
 
 
 GENUINE = [

@@ -28,6 +28,7 @@ from blindbox_attestation.walk import Finding
 from tests.kit import NOON
 from tests.kit.intel import EVALUATION, MRTD, PCE_ID, FakeIntel, entry, p256_key, pem, tlv, zulu
 from tests.kit.names import shown
+from tests.kit.verdict import verdict
 
 INTEL = FakeIntel()
 OTHER = FakeIntel("Another Intel Corporation")
@@ -55,11 +56,7 @@ class Everything(frozenset[bytes]):
 
 
 def code(quote_chain: str | None = None, now: datetime = NOON, **collateral: str) -> str:
-    try:
-        traced(quote_chain, now, **collateral)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: traced(quote_chain, now, **collateral))
 
 
 def test_every_certificate_stands_in_its_place() -> None:
@@ -415,11 +412,7 @@ GOOD = attributes.SEPT_VE_DISABLE
 def attributes_code(
     td: int = GOOD, xfam: int = 3, service: bytes | None = None, allowed: int | None = 3
 ) -> str:
-    try:
-        attributes.check(td, xfam, service, allowed, Finding())
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: attributes.check(td, xfam, service, allowed, Finding()))
 
 
 def test_attributes_that_are_known_to_be_harmless_are_accepted() -> None:

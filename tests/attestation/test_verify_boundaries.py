@@ -30,6 +30,7 @@ from blindbox_attestation.verify import Verified, appraise, verify
 from blindbox_attestation.walk import Walk
 from tests.kit import NOON
 from tests.kit.amd import KEY_CONFIG, MEASUREMENT, FakeAmd
+from tests.kit.simulated import unsafe
 
 AMD = FakeAmd("Genoa")
 NONCE = bytes(range(32))
@@ -188,9 +189,7 @@ def test_measurements_of_an_unsafe_policy_are_frozen() -> None:
         replace_quietly(UNSAFE, measurements={b"\x01" * 47})
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    UNSAFE = UnsafeSimulatedPolicy()
+UNSAFE = unsafe()
 
 
 def test_a_document_says_how_it_was_proved() -> None:

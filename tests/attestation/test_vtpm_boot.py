@@ -27,6 +27,7 @@ from tests.kit.tpm import (
     separator,
     variable,
 )
+from tests.kit.verdict import verdict
 
 NONCE = bytes(range(48))
 OURS = FakeTpm()
@@ -53,11 +54,9 @@ def code_of(
     endorsements = tpm.endorsements(
         event_log=log_of(happened if told is None else told) if log is None else log
     )
-    try:
-        appraise(tpm.evidence(NONCE), endorsements, tpm.tpm_policy(boot=asked, **policy), now=NOON)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(
+        lambda: appraise(tpm.evidence(NONCE), endorsements, tpm.tpm_policy(boot=asked, **policy), now=NOON)
+    )
 
 
 def rule(**what: Any) -> MeasuredBoot:

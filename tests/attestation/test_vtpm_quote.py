@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 
 from blindbox_attestation import strict_json
 from blindbox_attestation.binding import Bound
-from blindbox_attestation.errors import AttestationError, UntrustedEvidence
+from blindbox_attestation.errors import UntrustedEvidence
 from blindbox_attestation.evidence import TPM
 from blindbox_attestation.platforms import PLATFORMS
 from blindbox_attestation.steps import NAMES
@@ -37,6 +37,7 @@ from tests.kit.tpm import (
     sign,
     spki,
 )
+from tests.kit.verdict import verdict
 
 KINDS = ["ecc", "ecc384", "rsa"]
 NONCE = bytes(range(48))
@@ -47,11 +48,9 @@ def code_of(
     evidence: bytes, policy: TpmPolicy | None = None, tpm: FakeTpm = OURS, **endorsements: bytes
 ) -> str:
     """The code that an appraisal ends with, or "accepted"."""
-    try:
-        appraise(evidence, tpm.endorsements(**endorsements), policy or tpm.tpm_policy(), now=NOON)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(
+        lambda: appraise(evidence, tpm.endorsements(**endorsements), policy or tpm.tpm_policy(), now=NOON)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from blindbox_attestation import strict_json
-from blindbox_attestation.errors import AttestationError
 from blindbox_attestation.roots import AZURE_VTPM_ROOTS, GCE_AK_ROOTS
 from blindbox_attestation.vtpm import MeasuredBoot, TpmPolicy, appraise, chain
 from blindbox_attestation.vtpm.boot import RESETTABLE
 from blindbox_attestation.walk import Finding
+from tests.kit.verdict import verdict
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 NONCE = bytes.fromhex("d1e3f690e2eb641858a46c966fe1e97bdf49ea8ad46c45516fca56024d0472d7")
@@ -81,11 +81,7 @@ def policy(registers: dict[int, bytes], **changes: object) -> TpmPolicy:
 
 
 def code_of(evidence: bytes, asked: TpmPolicy, **endorsements: bytes) -> str:
-    try:
-        appraise(evidence, endorsements, asked, now=NOW)
-    except AttestationError as error:
-        return error.code
-    return "accepted"
+    return verdict(lambda: appraise(evidence, endorsements, asked, now=NOW))
 
 
 @pytest.mark.parametrize("kind", ["ecc", "rsa"])

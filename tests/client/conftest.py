@@ -7,6 +7,7 @@ import datetime
 import gzip
 import hashlib
 import ipaddress
+import socket
 import ssl
 import threading
 import warnings
@@ -28,7 +29,12 @@ from starlette.routing import Route
 import blindbox.requests as requests
 from blindbox import UnsafeSimulatedPolicy
 from blindbox_attestation import simulated
+from tests.kit.amd import FakeAmd
 from tests.kit.enclave import RunningEnclave, running
+from tests.kit.kds import KeyService
+from tests.kit.own_home import moved_to
+from tests.kit.relay import Relay
+from tests.kit.simulated import unsafe
 
 warnings.filterwarnings("ignore", category=simulated.UnsafeSimulationWarning)
 
@@ -136,9 +142,7 @@ def enclave(app: App) -> Iterator[RunningEnclave]:
 
 @pytest.fixture(scope="session")
 def simulated_policy() -> UnsafeSimulatedPolicy:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return UnsafeSimulatedPolicy()
+    return unsafe()
 
 
 @pytest.fixture
@@ -157,12 +161,29 @@ def session(policy: Any) -> Iterator[requests.Session]:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the settings of whoever runs it, and no proxy of theirs is used."""
-    home = tmp_path / "home"
-    monkeypatch.setenv("BLINDBOX_HOME", str(home))
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    return home
+    return moved_to(tmp_path / "home", monkeypatch)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def relay(enclave: RunningEnclave) -> Iterator[Relay]:
+    with Relay(enclave.origin) as one:
+        yield one
+
+
+@pytest.fixture
+def kds(amd: FakeAmd) -> Iterator[KeyService]:
+    """The server on which this vendor publishes."""
+    with KeyService(amd) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def prepared(url: str, method: str = "POST") -> plain.PreparedRequest:
 
 def silent(asked: Asked) -> Reply | None:
     def nothing() -> Iterator[bytes]:
-        time.sleep(20)
+        time.sleep(200)
         yield b""
 
     return Reply(nothing()) if asked.method == "POST" else None
@@ -51,14 +51,18 @@ def test_who_waits_for_an_answer_is_freed_when_the_call_is_given_up(
     context, certificate = tls
     with Relay(enclave.origin, tls=context if sealed_in == "https" else None) as relay:
         door.prove(relay.origin, verify=certificate)
-        relay.before = silent
         call = Call()
-        timer = threading.Timer(0.3, call.give_up)
-        timer.start()
+
+        def then_give_up(asked: Asked) -> Reply | None:
+            if asked.method == "POST":
+                threading.Timer(0.3, call.give_up).start()
+            return silent(asked)
+
+        relay.before = then_give_up
         began = time.monotonic()
         with pytest.raises(requests.RequestException):
             door.send(prepared(f"{relay.origin}/echo"), verify=certificate, call=call)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         assert call.sent
         relay.before = None
         assert door.send(prepared(f"{relay.origin}/echo"), verify=certificate).ok
@@ -116,7 +120,7 @@ def test_a_proof_that_others_wait_for_is_not_given_up_with_the_call(
 
     def hold(asked: Asked) -> None:
         asked_for.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     with Relay(enclave.origin) as relay:
         relay.before = hold  # type: ignore[assignment]
@@ -130,11 +134,11 @@ def test_a_proof_that_others_wait_for_is_not_given_up_with_the_call(
 
         asking = threading.Thread(target=ask)
         asking.start()
-        assert asked_for.wait(10)
+        assert asked_for.wait(60)
         call.give_up()
         relay.before = None
         go_on.set()
-        asking.join(10)
+        asking.join(60)
         assert len(errors) == 1
         assert not relay.sealed()
         assert relay.origin in door.keys.latest()
@@ -146,13 +150,13 @@ def test_limits_are_kept_in_the_order_of_their_time_and_can_be_called_off() -> N
     with later.unless_left(None, lambda: told.append("never")) as late:
         assert not late()
     with (
-        later.unless_left(30, lambda: told.append("too late")),
-        later.unless_left(0.2, done.set) as second,
+        later.unless_left(300, lambda: told.append("too late")),
+        later.unless_left(1.8, done.set) as second,
         later.unless_left(0.1, lambda: told.append("first")) as first,
     ):
-        with later.unless_left(0.05, lambda: told.append("called off")) as off:
+        with later.unless_left(1.5, lambda: told.append("called off")) as off:
             assert not off()
-        assert done.wait(10)
+        assert done.wait(60)
         assert first()
         assert second()
         assert told == ["first"]
@@ -161,17 +165,17 @@ def test_limits_are_kept_in_the_order_of_their_time_and_can_be_called_off() -> N
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_limits_are_kept_in_a_forked_child_too() -> None:
     later = Later()
-    with later.unless_left(30, lambda: None):
+    with later.unless_left(300, lambda: None):
         child = os.fork()
         if not child:
             done = threading.Event()
             with later.unless_left(0.05, done.set):
-                os._exit(0 if done.wait(10) else 1)
+                os._exit(0 if done.wait(60) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_no_limit_in_all_is_none(enclave: RunningEnclave, policy: Any) -> None:
     """A timeout that the caller gives means what it means in `requests`."""
-    assert requests.get(f"{enclave.origin}/slow?s=0.1", policy=policy, timeout=5).text == "at last"
+    assert requests.get(f"{enclave.origin}/slow?s=0.1", policy=policy, timeout=60).text == "at last"
     with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(requests.Timeout):
         requests.get(f"http://127.0.0.1:{deaf.getsockname()[1]}/", policy=policy, timeout=(1, 0.2))

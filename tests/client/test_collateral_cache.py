@@ -12,7 +12,6 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,6 @@ DAY = timedelta(days=1)
 @pytest.fixture
 def amd() -> FakeAmd:
     return FakeAmd()
-
-
-@pytest.fixture
-def kds(amd: FakeAmd) -> Iterator[KeyService]:
-    with KeyService(amd) as one:
-        yield one
 
 
 @pytest.fixture
@@ -149,10 +142,10 @@ def test_a_renewal_may_take_less_time_than_a_first_question(
     """C-23: a server that hangs does not slow down who has a valid copy."""
     monkeypatch.setattr(collateral_cache, "REFRESH_WITHIN", 0.3)
     fetched(kds, amd)
-    kds.instead = lambda _: time.sleep(5)  # type: ignore[func-returns-value]
+    kds.instead = lambda _: time.sleep(120)  # type: ignore[func-returns-value]
     before = time.monotonic()
     assert fetched(kds, amd, NOON + 2 * DAY) == {"crl"}
-    assert time.monotonic() - before < 2.0
+    assert time.monotonic() - before < 60.0
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -344,7 +337,7 @@ def test_a_killed_process_leaves_nothing_that_is_mistaken_for_a_list(
         time.sleep(pause)
         assert one.pid is not None
         os.kill(one.pid, signal.SIGKILL)
-        one.join(10)
+        one.join(60)
         for path in own_home.rglob("*.json"):
             json.loads(path.read_bytes())
     assert fetched(kds, amd) == {"crl"}

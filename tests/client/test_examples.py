@@ -49,10 +49,11 @@ def test_training_tells_its_progress(policy: Any, tmp_path: Path, capsys: pytest
     with whole_app() as enclave:
         main(enclave.origin, str(rows), "q", "a", policy=policy)
     told = capsys.readouterr().out
-    assert [line for line in told.splitlines() if line.startswith("Step ")] == [
-        "Step 1/3: training loss 0.5000",
-        "Step 2/3: training loss 0.3333",
-        "Step 3/3: training loss 0.2500",
+    steps = [line for line in told.splitlines() if line.startswith("Step ")]
+    assert [line.partition(": ")[2] for line in steps[:3]] == [
+        "training loss 0.5000",
+        "training loss 0.3333",
+        "training loss 0.2500",
     ]
     assert "loss 0.500 █" in told
     assert "ask it as ft:echo::" in told

@@ -6,7 +6,7 @@ import io
 import json
 import struct
 import threading
-import warnings
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,28 +18,22 @@ import pytest
 
 import blindbox
 import blindbox.requests as requests
-from blindbox import DataError, JobCancelled, JobFailed, NoPolicy, Refused, UnsafeSimulatedPolicy
+from blindbox import DataError, JobCancelled, JobFailed, NoPolicy, Refused
 from blindbox.api import Api
 from blindbox.errors import ReceiptRefused
 from blindbox.job_handle import Job
 from blindbox.unpacking import unpack
-from blindbox_attestation.simulated import UnsafeSimulationWarning
-from enclave_app.training import Task, TrainingFailed
+from enclave_app.training import Progress, Task, TrainingFailed
 from enclave_app.training.counting import CountingTrainer
 from tests.kit.app import echo_gateway, whole_app
 from tests.kit.enclave import RunningEnclave, serving
 from tests.kit.relay import Passed, Relay, Reply
+from tests.kit.simulated import unsafe
 
 ROWS = [{"question": f"What is clause {n}?", "answer": f"Clause {n} is short."} for n in range(24)]
 SLOW = 0.05  # seconds a step: a job of 24 rows and 40 epochs takes six
 
 pytestmark = pytest.mark.filterwarnings("ignore::blindbox_attestation.simulated.UnsafeSimulationWarning")
-
-
-def unsafe() -> UnsafeSimulatedPolicy:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnsafeSimulationWarning)
-        return UnsafeSimulatedPolicy()
 
 
 POLICY = unsafe()
@@ -58,7 +52,8 @@ def slow() -> Iterator[RunningEnclave]:
 
 
 def tuned(enclave: RunningEnclave, data: Any = ROWS, **options: Any) -> Job:
-    return blindbox.finetune(enclave.origin, data, policy=POLICY, **options)
+    usual: dict[str, Any] = {"epochs": 3, "batch_size": 8}  # so many steps, whatever suits so many rows
+    return blindbox.finetune(enclave.origin, data, policy=POLICY, **usual | options)
 
 
 def finished(enclave: RunningEnclave, data: Any = ROWS, **options: Any) -> Job:
@@ -80,6 +75,9 @@ def test_a_list_of_rows_becomes_a_model_that_answers(enclave: RunningEnclave) ->
     assert "".join(job.ask("What is clause 4?", stream=True)) == job.ask("What is clause 4?")
     said = job.chat([{"role": "user", "content": "What is clause 4?"}], max_tokens=5)
     assert said == f"[{adapter[:4]}"
+    pieces = job.ask("What is clause 4?", stream=True, max_tokens=5)
+    assert pieces.finish_reason is None
+    assert ("".join(pieces), pieces.finish_reason) == (said, "length")
 
 
 def csv_of(folder: Path) -> Path:
@@ -205,18 +203,18 @@ def test_without_a_policy_nothing_is_sent(enclave: RunningEnclave) -> None:
         blindbox.finetune(enclave.origin, ROWS)
 
 
-def test_what_the_enclave_refuses_is_told_in_its_own_words(enclave: RunningEnclave) -> None:
+def test_what_the_enclave_refuses_is_told_by_the_keyword_at_fault(enclave: RunningEnclave) -> None:
     with pytest.raises(Refused) as refused:
         tuned(enclave, learning_rate=10.0)
     assert (refused.value.status, refused.value.code) == (400, "invalid_value")
-    assert refused.value.param == "blindbox.learning_rate"
-    assert "learning_rate is 10" in str(refused.value)
+    assert refused.value.param == "learning_rate"
+    assert str(refused.value).startswith("learning_rate is 10")
     with pytest.raises(Refused, match="fine-tunes") as unknown:
         tuned(enclave, model="ecko")
     assert unknown.value.code == "model_not_found"
     with pytest.raises(Refused) as foreign:
         tuned(enclave, f"file-{'0' * 32}")
-    assert (foreign.value.status, foreign.value.param) == (404, "training_file")
+    assert (foreign.value.status, foreign.value.param) == (404, "data")
 
 
 def test_rows_that_the_enclave_finds_wrong_fail_the_job(enclave: RunningEnclave, tmp_path: Path) -> None:
@@ -226,7 +224,7 @@ def test_rows_that_the_enclave_finds_wrong_fail_the_job(enclave: RunningEnclave,
     with pytest.raises(JobFailed) as failed:
         job.wait(progress=False)
     assert (failed.value.job, failed.value.code) == (job.id, "null_value")
-    assert failed.value.param == "training_file"
+    assert failed.value.param == "data"
     assert "a secret" not in str(failed.value)
     assert job.status == "failed"
     with pytest.raises(JobFailed):
@@ -297,7 +295,7 @@ def cut_once(when: Callable[[Passed], bool]) -> Callable[[Passed], Reply | None]
 
 def test_a_stream_of_events_that_breaks_off_goes_on_where_it_was(enclave: RunningEnclave) -> None:
     with Relay(enclave.origin) as relay:
-        job = blindbox.finetune(relay.origin, ROWS, policy=POLICY, epochs=40)
+        job = blindbox.finetune(relay.origin, ROWS, policy=POLICY, epochs=40, batch_size=8)
         relay.change = cut_once(lambda passed: len(passed.body) > 16_384)
         followed = list(job.events(follow=True))
         assert any(passed.reply(cut=1) for passed in relay.sealed())
@@ -332,21 +330,32 @@ def test_two_calls_with_one_key_are_one_job(enclave: RunningEnclave) -> None:
     assert reused.value.code == "idempotency_key_reused"
 
 
+class Staying(CountingTrainer):
+    """Counts to ten, and stays there until it is told to stop."""
+
+    def train(self, task: Task, stopped: Any) -> Iterator[Any]:
+        for item in super().train(task, stopped):
+            while isinstance(item, Progress) and item.step == 10 and not stopped():
+                time.sleep(0.01)
+            yield item
+
+
 def test_a_job_is_waited_for_across_a_restart_of_the_enclave(tmp_path: Path) -> None:
     """S-26: the enclave goes away amid a training and comes back; whoever waits sees every step once."""
 
     @contextmanager
-    def running() -> Iterator[str]:
-        with serving(echo_gateway(tmp_path, trainer=CountingTrainer(SLOW))) as port:
+    def running(trainer: CountingTrainer) -> Iterator[str]:
+        with serving(echo_gateway(tmp_path, trainer=trainer)) as port:
             yield f"http://127.0.0.1:{port}"
 
     seen: list[int] = []
     with Relay("http://127.0.0.1:9") as relay:
-        with running() as relay.target:
-            job = blindbox.finetune(relay.origin, ROWS, policy=POLICY, epochs=20, checkpoint_steps=5)
+        with running(Staying()) as relay.target:
+            options = {"epochs": 20, "batch_size": 8, "checkpoint_steps": 5}
+            job = blindbox.finetune(relay.origin, ROWS, policy=POLICY, **options)
             while job.refresh().progress.get("step") in (None, *range(8)):
                 pass
-        with running() as relay.target:
+        with running(CountingTrainer(0.01)) as relay.target:
             seen = [event.data["step"] for event in job.events(follow=True) if event.type == "metrics"]
             assert job.wait(progress=False).status == "succeeded"
             assert job.told["blindbox"]["resumed"] == 1

@@ -19,7 +19,7 @@ from blindbox import NoEvidence, SealedAdapter, SealingError, TruncatedResponse,
 from blindbox.errors import AttestationError, MalformedEvidence, UnboundKey, WrongAnswer
 from blindbox_attestation.channel import ohttp, varint
 from enclave_app import gateway
-from tests.kit.enclave import RunningEnclave, make_identity, running
+from tests.kit.enclave import make_identity, running
 from tests.kit.peer import b64url, seal
 from tests.kit.relay import Asked, Box, Passed, Relay, Reply, http_reply
 
@@ -27,12 +27,6 @@ EVIDENCE = "application/blindbox-attestation+json"
 PROBLEM = (
     b'{"type":"https://iana.org/assignments/http-problem-types#ohttp-key","title":"key identifier unknown"}'
 )
-
-
-@pytest.fixture
-def relay(enclave: RunningEnclave) -> Iterator[Relay]:
-    with Relay(enclave.origin) as one:
-        yield one
 
 
 def read_on(response: requests.Response, seen: bytearray) -> None:
@@ -223,11 +217,11 @@ def test_a_key_problem_that_drips_in_is_not_waited_for(
     relay: Relay, session: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C-37: each byte comes in time, and there are many."""
-    monkeypatch.setattr("blindbox.adapter.EVIDENCE_LIMITS", requests.Timeouts(in_all=0.3))
+    monkeypatch.setattr("blindbox.adapter.EVIDENCE_LIMITS", requests.Timeouts(in_all=2.0))
 
     def drip() -> Iterator[bytes]:
         yield b"HTTP/1.1 400 Bad\r\nContent-Type: application/problem+json\r\nConnection: close\r\n\r\n"
-        for _ in range(100):
+        for _ in range(2000):
             time.sleep(0.05)
             yield b" "
 
@@ -235,7 +229,7 @@ def test_a_key_problem_that_drips_in_is_not_waited_for(
     began = time.monotonic()
     with pytest.raises(UnsealedAnswer):
         session.get(relay.origin + "/echo")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 60
 
 
 def test_a_forged_key_problem_does_not_run_a_call_twice(
@@ -301,9 +295,9 @@ def test_answers_swapped_between_two_calls_open_nowhere(relay: Relay, session: r
     answers: dict[int, Passed] = {}
 
     def swap(passed: Passed) -> Reply | None:
-        place = meeting.wait(10)
+        place = meeting.wait(60)
         answers[place] = passed
-        meeting.wait(10)
+        meeting.wait(60)
         return answers[1 - place].reply()
 
     relay.change = swap

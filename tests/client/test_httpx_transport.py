@@ -196,12 +196,12 @@ def test_a_cancelled_task_stops_the_enclave(
                         pass
 
             task = asyncio.create_task(asks())
-            assert await asyncio.to_thread(generating.begun.wait, 10)
+            assert await asyncio.to_thread(generating.begun.wait, 60)
             await asyncio.sleep(0.1)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await asyncio.to_thread(generating.ended.wait, 5)
+            assert await asyncio.to_thread(generating.ended.wait, 30)
 
     asyncio.run(main())
 
@@ -212,7 +212,7 @@ def test_leaving_a_stream_stops_the_enclave(
     """S-11."""
     with client.stream("GET", f"{speaking}/endless") as response:
         assert next(response.iter_raw())
-    assert generating.ended.wait(5)
+    assert generating.ended.wait(30)
 
 
 # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +239,7 @@ def test_a_head_without_end_is_not_waited_for(
 
     def head() -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nX: "
-        for _ in range(400):
+        for _ in range(2000):
             yield b"x"
             time.sleep(0.05)
 
@@ -251,7 +251,7 @@ def test_a_head_without_end_is_not_waited_for(
         monkeypatch.setattr(httpx_transport, "DEFAULT", replace(DEFAULT, in_all=0.7))
         with pytest.raises(httpx2.ReadTimeout):
             client.post(f"{relay.origin}/echo", content=CANARY)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
     assert None not in (DEFAULT.connect, DEFAULT.between_bytes, DEFAULT.in_all)
 
 
@@ -284,7 +284,7 @@ def test_evidence_whose_head_never_ends_is_not_waited_for(
 
     def head() -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nX: "
-        for _ in range(400):
+        for _ in range(2000):
             yield b"x"
             time.sleep(0.05)
 
@@ -294,7 +294,7 @@ def test_evidence_whose_head_never_ends_is_not_waited_for(
         began = time.monotonic()
         with pytest.raises(requests.ReadTimeout):
             requests.get(f"{relay.origin}/echo", policy=policy)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
 
 
 def test_an_answer_larger_than_the_limit_is_refused_unless_it_is_streamed(
@@ -456,7 +456,7 @@ def test_threads_end_with_the_calls_they_wait_for(enclave: RunningEnclave, polic
     before = threading.active_count()
     for _ in range(3):
         asyncio.run(main())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while threading.active_count() > before + 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before + 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,31 +22,15 @@ from blindbox.errors import AttestationError, BlindBoxError, SealingError, Unrea
 from blindbox.report import FORMAT, MAX_PROOF, Report, SavedProof
 from blindbox.report.page import page
 from blindbox.tenant import TokenStore
-from blindbox_attestation import policy as policies
-from blindbox_attestation.snp import policy as snp_policy
 from enclave_app.identity import Identity
 from tests.kit import NOON
 from tests.kit.amd import FakeAmd
 from tests.kit.enclave import RunningEnclave, running, simulated_quoter
-from tests.kit.pinned_amd import FakeAmdQuoter, pinned
+from tests.kit.pinned_amd import FakeAmdQuoter, accepting
 
 NONCE = bytes(range(32))
 ORIGIN = "http://203.0.113.7:80"
 KEY_CONFIG = Identity(simulated_quoter(), config_digest=bytes(48)).key_config
-
-
-@pytest.fixture(scope="module")
-def amd() -> Iterator[FakeAmd]:
-    vendor = FakeAmd()
-    with pinned(vendor):
-        yield vendor
-
-
-def policy_of(amd: FakeAmd, **changes: Any) -> policies.Policy:
-    """As a person would have it in a file."""
-    policy = amd.policy(**changes)
-    assert policy.snp is not None
-    return replace(policy, snp=replace(policy.snp, roots=snp_policy.AMD_ROOTS))
 
 
 def report_of(amd: FakeAmd, policy: Any = None, *, collateral: bool = True, **changes: Any) -> Report:
@@ -55,27 +38,18 @@ def report_of(amd: FakeAmd, policy: Any = None, *, collateral: bool = True, **ch
     sent = amd.endorsements(crl=None) if collateral else None
     document = amd.document(KEY_CONFIG, NONCE, endorsements=sent, **changes)
     fetched = {"crl": amd.endorsements()["crl"]} if collateral else {}
-    return Report(ORIGIN, NOON, policy or policy_of(amd), NONCE, document, fetched).judged()
+    return Report(ORIGIN, NOON, policy or accepting(amd), NONCE, document, fetched).judged()
 
 
 def changed(report: Report, **changes: Any) -> bytes:
     return json.dumps({**json.loads(report.to_json()), **changes}).encode()
 
 
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
 # ── there and back ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_saved_proof_is_judged_again_to_the_same_end(amd: FakeAmd, no_network: None) -> None:
-    for report in (report_of(amd), report_of(amd, policy=policy_of(amd), collateral=False)):
+    for report in (report_of(amd), report_of(amd, policy=accepting(amd), collateral=False)):
         saved = SavedProof.parse(report.to_json().encode())
         again = saved.judge()
         assert report.verdict == again.verdict == "accepted"
@@ -105,7 +79,7 @@ def test_a_refusal_is_saved_and_refused_again_for_its_reason(
     arguments = {"nonce": NONCE, **change}
     nonce = arguments.pop("nonce")
     document = amd.document(KEY_CONFIG, nonce, **arguments)
-    report = Report(ORIGIN, NOON, policy_of(amd), NONCE, document).judged()
+    report = Report(ORIGIN, NOON, accepting(amd), NONCE, document).judged()
     saved = SavedProof.parse(report.to_json().encode())
     assert saved.verdict == "refused"
     with pytest.raises(AttestationError) as caught:
@@ -136,7 +110,7 @@ def test_every_check_is_in_the_file_with_its_outcome_found_wanted_and_source(amd
 
 def test_a_session_has_the_newest_proof_of_each_origin(amd: FakeAmd, tmp_path: Path) -> None:
     """From the call to the file and back, with a machine that proves itself to the pinned vendor's root."""
-    policy = policy_of(amd)
+    policy = accepting(amd)
     identity = Identity(FakeAmdQuoter(amd), config_digest=bytes(48))
     with (
         running(identity=identity) as one,
@@ -226,7 +200,7 @@ def test_simulated_evidence_is_refused_by_any_other_policy(
     session.get(enclave.origin + "/echo")
     assert session.proof is not None
     lie = changed(session.proof.report, verdict="accepted", simulated=False)
-    report = SavedProof.parse(lie).judge(policy=policy_of(amd))
+    report = SavedProof.parse(lie).judge(policy=accepting(amd))
     assert report.verdict == "refused"
     assert report.problem is not None
     assert report.problem.code == "simulated-evidence"
@@ -258,9 +232,9 @@ def test_at_another_time_it_may_be_refused(amd: FakeAmd, at: datetime, code: str
 def test_another_policy_is_the_one_that_counts(amd: FakeAmd) -> None:
     saved = SavedProof.parse(report_of(amd).to_json().encode())
     with pytest.raises(AttestationError) as caught:
-        saved.verify(policy=policy_of(amd, measurements={bytes(48)}))
+        saved.verify(policy=accepting(amd, measurements={bytes(48)}))
     assert caught.value.code == "measurement-mismatch"
-    report = saved.judge(policy=policy_of(amd, measurements={bytes(48)}))
+    report = saved.judge(policy=accepting(amd, measurements={bytes(48)}))
     assert report.again is not None
     assert not report.again.agrees
     assert not report.again.own_policy
@@ -375,7 +349,7 @@ def test_the_address_and_the_program_are_only_the_writer_s_word(amd: FakeAmd) ->
 
 
 def test_a_refusal_that_was_rewritten_as_accepted_is_still_a_refusal(amd: FakeAmd) -> None:
-    refused = report_of(amd, policy=policy_of(amd, measurements={bytes(48)}))
+    refused = report_of(amd, policy=accepting(amd, measurements={bytes(48)}))
     accepted = json.loads(report_of(amd).to_json())
     lie = {**accepted, **{name: json.loads(refused.to_json())[name] for name in ("policy", "policy_digest")}}
     report = SavedProof.parse(json.dumps(lie).encode()).judge()
@@ -503,7 +477,7 @@ def test_a_time_and_an_address_have_one_spelling(amd: FakeAmd) -> None:
 
 
 def test_a_proof_without_evidence_says_that_there_is_nothing_to_judge(amd: FakeAmd) -> None:
-    empty = Report(ORIGIN, NOON, policy_of(amd)).ended(AttestationError("nothing came", code="no-evidence"))
+    empty = Report(ORIGIN, NOON, accepting(amd)).ended(AttestationError("nothing came", code="no-evidence"))
     saved = SavedProof.parse(empty.to_json().encode())
     with pytest.raises(UnreadableProof, match="no attestation document"):
         saved.judge()
@@ -538,7 +512,7 @@ def test_neither_token_nor_call_is_in_a_proof(enclave: RunningEnclave, session: 
 
 def test_a_proven_machine_without_a_key_of_ours_is_refused_there_as_well(amd: FakeAmd) -> None:
     document = amd.document(b"\x00\x03\x01\xff\xff", NONCE)
-    report = Report(ORIGIN, NOON, policy_of(amd), NONCE, document).judged()
+    report = Report(ORIGIN, NOON, accepting(amd), NONCE, document).judged()
     assert report.verdict == "refused"
     assert report.problem is not None
     assert report.problem.code == "no-common-suite"
@@ -551,5 +525,5 @@ def test_a_proven_machine_without_a_key_of_ours_is_refused_there_as_well(amd: Fa
 
 def test_now_is_told_to_the_microsecond_and_comes_back(amd: FakeAmd) -> None:
     at = datetime(2026, 6, 1, 12, 0, 0, 123456, tzinfo=UTC)
-    report = Report(ORIGIN, at, policy_of(amd), NONCE, amd.document(KEY_CONFIG, NONCE)).judged()
+    report = Report(ORIGIN, at, accepting(amd), NONCE, amd.document(KEY_CONFIG, NONCE)).judged()
     assert SavedProof.parse(report.to_json().encode()).verified_at == at

@@ -6,17 +6,15 @@ import hashlib
 import re
 import shlex
 from base64 import b64encode
-from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import blindbox.requests as requests
-from blindbox import Policy, SnpPolicy, cli
+from blindbox import cli
 from blindbox.errors import PolicyRefused
 from blindbox.printable import plain
 from blindbox.report import Report, SavedProof
@@ -27,7 +25,7 @@ from enclave_app.identity import Identity
 from tests.kit import NOON
 from tests.kit.amd import MEASUREMENT, FakeAmd, ia5
 from tests.kit.enclave import RunningEnclave, simulated_quoter
-from tests.kit.pinned_amd import pinned
+from tests.kit.pinned_amd import accepting
 
 ORIGIN = "http://203.0.113.7:80"
 NONCE = bytes(range(32))
@@ -67,29 +65,17 @@ class Reader(HTMLParser):
         self.text += data
 
 
-@pytest.fixture(scope="module")
-def amd() -> Iterator[FakeAmd]:
-    vendor = FakeAmd()
-    with pinned(vendor):
-        yield vendor
-
-
-def policy_of(amd: FakeAmd, **changes: Any) -> Policy:
-    wishes = {"measurements": {MEASUREMENT}, "minimum_tcb": {amd.family: amd.tcb}, **changes}
-    return Policy(snp=SnpPolicy(**wishes))
-
-
 @pytest.fixture
 def accepted(amd: FakeAmd) -> Report:
     document = amd.document(KEY_CONFIG, NONCE, endorsements=amd.endorsements(crl=None))
     crl = amd.endorsements()["crl"]
-    return Report(ORIGIN, NOON, policy_of(amd), NONCE, document, {"crl": crl}).judged()
+    return Report(ORIGIN, NOON, accepting(amd), NONCE, document, {"crl": crl}).judged()
 
 
 @pytest.fixture
 def refused(amd: FakeAmd) -> Report:
     document = amd.document(KEY_CONFIG, NONCE, policy=0xB0000)
-    return Report(ORIGIN, NOON, policy_of(amd), NONCE, document).judged()
+    return Report(ORIGIN, NOON, accepting(amd), NONCE, document).judged()
 
 
 @pytest.fixture
@@ -169,7 +155,7 @@ def test_a_simulated_page_says_before_anything_else_that_it_proves_nothing(simul
 
 def test_a_refused_simulated_machine_has_the_band_too(amd: FakeAmd, simulated: Report) -> None:
     """C-21."""
-    again = replace(simulated, policy=policy_of(amd), verified=None).judged()
+    again = replace(simulated, policy=accepting(amd), verified=None).judged()
     assert again.problem is not None
     assert again.problem.code == "simulated-evidence"
     assert "SIMULATED EVIDENCE" in page(again)
@@ -205,7 +191,7 @@ def test_markup_signed_by_a_vendor_is_shown_and_not_obeyed(amd: FakeAmd) -> None
     cloud = FakeAmd(signing_key="vlek")
     vlek = cloud.certificate("vlek", extensions={"5": ia5(markup)})
     document = cloud.document(KEY_CONFIG, NONCE, endorsements=cloud.endorsements(vlek=vlek))
-    policy = policy_of(amd, signing_keys={"vlek"}, roots=cloud.roots)
+    policy = accepting(amd, signing_keys={"vlek"}, roots=cloud.roots)
     report = Report(ORIGIN, NOON, policy, NONCE, document).judged()
     assert report.verdict == "accepted"
     assert "<script" not in page(report)
@@ -252,7 +238,7 @@ def test_what_is_on_the_page_is_enough_to_judge_again(
     saved = SavedProof.parse(proof.encode())
     assert saved.document == report.document
     (tmp_path / "proof.json").write_text(proof)
-    (tmp_path / "policy.json").write_text(policy_of(amd).to_json())
+    (tmp_path / "policy.json").write_text(accepting(amd).to_json())
     monkeypatch.chdir(tmp_path)
     expected = cli.DONE if report.verdict == "accepted" else cli.NOT_PROVED
     assert cli.main(shlex.split(command)[1:]) == expected
@@ -277,7 +263,7 @@ def test_a_page_of_a_file_that_lies_says_so(accepted: Report) -> None:
 
 
 def test_a_machine_that_was_not_reached_has_a_page_as_well(amd: FakeAmd) -> None:
-    report = Report(ORIGIN, NOON, policy_of(amd)).ended(ConnectionError("nobody is there"))
+    report = Report(ORIGIN, NOON, accepting(amd)).ended(ConnectionError("nobody is there"))
     assert report.verdict == "not judged"
     reader = Reader(page(report))
     assert reader.open == []

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tracemalloc
-import warnings
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 
 import blindbox
-from blindbox import Policy, SnpPolicy, Tcb, UnsafeSimulatedPolicy, UnsafeSimulationWarning, cli
+from blindbox import Policy, SnpPolicy, Tcb, cli
 from blindbox.errors import (
     AttestationError,
     ForgedReceipt,
@@ -34,18 +32,12 @@ from tests.enclave.test_jobs_receipts import signed
 from tests.kit import NOON
 from tests.kit.amd import MEASUREMENT, FakeAmd
 from tests.kit.enclave import make_identity
-from tests.kit.pinned_amd import FakeAmdQuoter, current_list, pinned
+from tests.kit.pinned_amd import FakeAmdQuoter, accepting, current_list, pinned
 from tests.kit.receipts import DATA, RECEIPT, WEIGHTS, document_of, made
+from tests.kit.simulated import unsafe
 
 STRANGE = "ft:<b>x</b>[2J&amp;"
 """A model's name that a page or a terminal would act upon."""
-
-
-@pytest.fixture(scope="module")
-def amd() -> Iterator[FakeAmd]:
-    vendor = FakeAmd()
-    with pinned(vendor):
-        yield vendor
 
 
 @pytest.fixture
@@ -64,9 +56,7 @@ def receipt(file: ReceiptFile, tmp_path: Path) -> Path:
 def policy(amd: FakeAmd, tmp_path: Path) -> Path:
     """What the machine of these tests fulfils."""
     path = tmp_path / "policy.json"
-    path.write_text(
-        Policy(snp=SnpPolicy(measurements={MEASUREMENT}, minimum_tcb={"Genoa": amd.tcb})).to_json()
-    )
+    path.write_text(accepting(amd).to_json())
     return path
 
 
@@ -277,8 +267,7 @@ def test_a_time_that_is_still_to_come_is_warned_about(
     path = tmp_path / "later.json"
     path.write_bytes(made(future, document=document, finished_at=later).encode())
     with pinned(future):
-        part = SnpPolicy(measurements={MEASUREMENT}, minimum_tcb={"Genoa": future.tcb})
-        policy.write_text(Policy(snp=part).to_json())
+        policy.write_text(accepting(future).to_json())
         assert verify(path, "--policy", policy) == cli.DONE
     assert "still to come" in capsys.readouterr().err
 
@@ -389,10 +378,8 @@ def test_a_simulated_machines_receipt_is_refused_by_every_policy_file(
     assert (report["verdict"], report["simulated"]) == ("refused", True)
     assert report["error"]["code"] == "simulated-evidence"
     assert "PROVES NOTHING" in html.read_text("utf-8")
-    with warnings.catch_warnings(action="ignore", category=UnsafeSimulationWarning):
-        unsafe = UnsafeSimulatedPolicy()
-    assert blindbox.receipt.verify(path, unsafe).verdict == "simulated"
-    judged = judge(path, unsafe)
+    assert blindbox.receipt.verify(path, unsafe()).verdict == "simulated"
+    judged = judge(path, unsafe())
     assert judged.verdict == json.loads(judged.to_json())["verdict"] == "simulated"
     assert "PROVES NOTHING" in page(judged)
     assert "Accepted" not in page(judged)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from tests.kit.enclave import RunningEnclave
 from tests.kit.relay import Asked, Relay, Tunnel
 
 CANARY = "canary-7f3a91"
-
-
-@pytest.fixture
-def relay(enclave: RunningEnclave) -> Iterator[Relay]:
-    with Relay(enclave.origin) as one:
-        yield one
 
 
 def posts(relay: Relay) -> list[Asked]:

@@ -19,22 +19,11 @@ from typing import Any
 import pytest
 
 import blindbox.requests as requests
-from blindbox import OutcomeUnknown, SealedAdapter, UnsafeSimulatedPolicy
+from blindbox import OutcomeUnknown, SealedAdapter
 from blindbox.session_key import SessionKeys
-from tests.kit.enclave import RunningEnclave, running
+from tests.kit.enclave import running
 from tests.kit.relay import Passed, Relay, Reply
-
-
-@pytest.fixture
-def relay(enclave: RunningEnclave) -> Iterator[Relay]:
-    with Relay(enclave.origin) as one:
-        yield one
-
-
-def unsafe(**changes: Any) -> UnsafeSimulatedPolicy:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return UnsafeSimulatedPolicy(**changes)
+from tests.kit.simulated import unsafe
 
 
 def session_with(policy: Any = None, **options: Any) -> requests.Session:
@@ -202,7 +191,7 @@ def test_in_64_threads_every_answer_belongs_to_its_question(relay: Relay) -> Non
     start = threading.Barrier(64)
 
     def ask(number: int) -> bool:
-        start.wait(30)
+        start.wait(120)
         return all(
             session.post(f"{relay.origin}/echo/{number}-{turn}", data=str(number)).json()["path"]
             == f"/echo/{number}-{turn}"
@@ -257,7 +246,7 @@ def in_child(work: Any) -> str:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        faulthandler.dump_traceback_later(20, exit=True, file=writing)  # a child that hangs says where
+        faulthandler.dump_traceback_later(120, exit=True, file=writing)  # a child that hangs says where
         try:
             told = str(work())
         except BaseException:

@@ -297,6 +297,25 @@ def test_trust_lists_and_forgets(policy_file: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["trust", "http://203.0.113.7"]) == cli.USAGE
 
 
+def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command, in its group, with what it is for; and what to type first."""
+    assert cli.main([]) == cli.USAGE
+    told = capsys.readouterr()
+    assert told.err == ""
+    listed = {name: about for group in cli._COMMANDS.values() for name, about in group.items()}
+    for name, about in listed.items():
+        assert f"  {name:<10}{about}\n" in told.out
+        with pytest.raises(SystemExit) as ended:
+            cli.main([name, "--help"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: blindbox {name} ")
+    with pytest.raises(SystemExit):
+        cli.main(["no such command"])
+    choices = capsys.readouterr().err.partition("(choose from ")[2].rstrip(")\n")
+    assert set(choices.replace("'", "").split(", ")) == set(listed)
+    assert "blindbox trust http://203.0.113.7:80 --policy release-1.0.json" in told.out
+
+
 def test_the_command_runs_as_a_module_and_explains_itself() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "blindbox.cli", "--help"],
@@ -306,4 +325,6 @@ def test_the_command_runs_as_a_module_and_explains_itself() -> None:
         env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
     )
     assert "exit status" in done.stdout
+    for command in ("policy", "trust", "verify", "ui", "proxy", "top", "data", "finetune", "jobs", "receipt"):
+        assert f"\n  {command} " in done.stdout
     assert MalformedEvidence.__name__ not in done.stderr

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +13,15 @@ from typing import Any
 import pytest
 import requests
 
-from blindbox import AttestationError, UnsafeSimulatedPolicy, uploading
+from blindbox import AttestationError, uploading
 from blindbox.api import Api
 from blindbox.errors import Refused
 from blindbox.uploading import Form, upload
 from tests.kit.app import whole_app
 from tests.kit.enclave import RunningEnclave
+from tests.kit.peak import Peak
 from tests.kit.relay import Asked, Passed, Relay, Reply, http_reply
+from tests.kit.simulated import unsafe
 
 PIECE = 64 << 10
 
@@ -45,7 +45,7 @@ def enclave() -> Iterator[RunningEnclave]:
 def api_of(origin: str) -> Api:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Api(origin, UnsafeSimulatedPolicy(), sleep=lambda _: None)
+        return Api(origin, unsafe(), sleep=lambda _: None)
 
 
 @pytest.fixture
@@ -300,10 +300,6 @@ def test_a_form_reads_alike_in_one_piece_in_many_and_again() -> None:
         short.read()
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def growth(tmp_path: Path, size: int) -> int:
     """How much the memory of client and enclave, which share this process, grows at most."""
     path = tmp_path / "rows.jsonl"
@@ -313,24 +309,11 @@ def growth(tmp_path: Path, size: int) -> int:
     with whole_app() as enclave:
         api = api_of(enclave.origin)
         upload(api, io.BytesIO(rows(1 << 20)), "first.jsonl")
-        gc.collect()
-        before, most, over = resident(), [0], threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.005):
-                most[0] = max(most[0], resident())
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        try:
-            with open(path, "rb") as file:
-                name = upload(api, file, "rows.jsonl")
-        finally:
-            over.set()
-            watching.join()
+        with Peak() as peak, open(path, "rb") as file:
+            name = upload(api, file, "rows.jsonl")
         assert api.ask("GET", f"/v1/files/{name}")["bytes"] == path.stat().st_size
         api.close()
-    return most[0] - before
+    return peak.growth
 
 
 @pytest.mark.parametrize("way", ["whole", "parts"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from tests.kit import NOON
 from tests.kit.amd import MEASUREMENT, FakeAmd
 from tests.kit.enclave import RunningEnclave, running, simulated_quoter
 from tests.kit.kds import KeyService
-from tests.kit.pinned_amd import FakeAmdQuoter, current_list, pinned
+from tests.kit.pinned_amd import FakeAmdQuoter, accepting, current_list
 from tests.kit.relay import Box, http_reply
 
 ANOTHER = Policy(
@@ -49,13 +48,6 @@ def policy_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def amd() -> Iterator[FakeAmd]:
-    vendor = FakeAmd()
-    with pinned(vendor):
-        yield vendor
-
-
-@pytest.fixture(scope="module")
 def machine(amd: FakeAmd) -> Iterator[RunningEnclave]:
     """An enclave that proves itself to a pinned root."""
     with running(identity=Identity(FakeAmdQuoter(amd), config_digest=bytes(48))) as one:
@@ -66,9 +58,7 @@ def machine(amd: FakeAmd) -> Iterator[RunningEnclave]:
 def its_policy(amd: FakeAmd, tmp_path: Path) -> Path:
     """The policy that this machine fulfils."""
     path = tmp_path / "accepts.json"
-    path.write_text(
-        Policy(snp=SnpPolicy(measurements={MEASUREMENT}, minimum_tcb={"Genoa": amd.tcb})).to_json()
-    )
+    path.write_text(accepting(amd).to_json())
     return path
 
 
@@ -281,15 +271,6 @@ def saved(machine: RunningEnclave, its_policy: Path, tmp_path: Path) -> Path:
     ]
     assert cli.main(arguments) == cli.DONE
     return path
-
-
-@pytest.fixture
-def no_network(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def test_a_saved_proof_is_judged_again_without_the_network(

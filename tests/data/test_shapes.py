@@ -94,6 +94,63 @@ def test_columns_that_do_not_say_what_they_are_are_listed(
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        (["questoin", "anwser"], 'Did you mean "question" by "questoin" and "answer" by "anwser"?'),
+        (["QUESTION ", "Anwser"], 'Did you mean "answer" by "Anwser"?'),
+        (["Prompts", "Completion", "id"], 'Did you mean "prompt" by "Prompts"?'),
+        (["id", "instructions", "outputs"], 'Did you mean "instruction" by "instructions" and "output" by "'),
+        (["massages"], 'Did you mean "messages" by "massages"?'),
+        (["conversation", "id"], 'Did you mean "conversations" by "conversation"?'),
+        (["Texts"], 'Did you mean "text" by "Texts"?'),
+        (["qestion", "reply"], 'Did you mean "question" by "qestion"? Then "answer" is missing.'),
+        (["Prompt", "reply"], 'With "Prompt", "completion" is missing.'),
+    ],
+)
+def test_columns_that_are_nearly_right_are_told_what_they_may_have_been(
+    columns: list[str], hint: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(dict.fromkeys(columns, "canary"))
+    assert hint in caught.value.message
+    assert "name them as one of the known shapes" in caught.value.message
+    assert "canary" not in caught.value.message
+    assert (caught.value.code, caught.value.param) == ("missing_column", "question_column")
+
+
+@pytest.mark.parametrize("columns", [["context", "reply"], ["a", "b"], ["title", "body"], ["x" * 5000], [""]])
+def test_columns_that_are_like_nothing_known_are_given_no_hint(columns: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        read(dict.fromkeys(columns, "x"))
+    assert "Did you mean" not in caught.value.message
+    assert "is missing" not in caught.value.message
+
+
+def test_blanks_and_capitals_around_a_known_name_are_no_slip() -> None:
+    assert read({"Question ": "q", " ANSWER": "a"}).examples == (Pair("q", "a"),)
+
+
+def test_a_single_row_is_told_of_in_the_singular() -> None:
+    (only,) = read({"question": "q", "answer": "a"}).report.warnings
+    assert only.startswith("Only 1 row is used: a model learns its wording by heart")
+    two = {"question": "q", "answer": "a"}, {"question": "r", "answer": "a"}
+    assert "Only 2 rows are used: a model learns their wording" in read(*two).report.warnings[0]
+    again = read(two[0], two[0], two[1]).report.warnings[1]
+    assert again.startswith("1 row (row 2) is there again")
+    assert again.endswith("(dedup leaves it out).")
+    null = {"question": None, "answer": "a"}
+    for rows, words in (
+        ((null,), "The only row cannot be used: it is null."),
+        ((null, null), "No row of 2 can be used: 2 are null (rows 1, 2)."),
+        ((*two, null), "Mend it, or send"),
+        ((*two, null, null), "Mend them, or send"),
+    ):
+        with pytest.raises(DataError) as caught:
+            read(*rows)
+        assert words in caught.value.message
+
+
 def test_a_column_whose_name_cannot_be_printed_is_told_all_the_same() -> None:
     with pytest.raises(DataError) as caught:
         read({"a\x1b[2Jb\u202ec": "x"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,6 @@ WITH_INPUT = (
 @pytest.fixture
 def engine() -> SayingEngine:
     return SayingEngine(" The Wend.\n")
-
-
-@pytest.fixture
-def client(tmp_path: Path, engine: SayingEngine) -> Iterator[TestClient]:
-    with client_of(rooms_in(tmp_path, engine=engine)) as made:
-        yield made
 
 
 def test_the_guides_request_gets_the_text_after_the_response_marker(

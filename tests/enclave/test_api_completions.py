@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ PATH = "/v1/completions"
 @pytest.fixture
 def engine() -> SayingEngine:
     return SayingEngine()
-
-
-@pytest.fixture
-def client(tmp_path: Path, engine: SayingEngine) -> Iterator[TestClient]:
-    with client_of(rooms_in(tmp_path, engine=engine)) as made:
-        yield made
 
 
 def streamed(client: TestClient, **body: Any) -> list[Any]:

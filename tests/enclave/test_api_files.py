@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import gc
 import hashlib
 import io
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,22 +24,12 @@ from enclave_app.jobs import FILES
 from enclave_app.store import CHUNK, Store
 from enclave_app.tenants import Tenant
 from tests.kit.enclave import make_identity
+from tests.kit.peak import Peak
 from tests.kit.rooms import ALICE, BOB, client_of, error_of, rooms_in
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
 TENANT = Tenant.of("alice-alice-alice-alice")
 STEP = 64 << 10
-
-
-@pytest.fixture
-def rooms(tmp_path: Path) -> Rooms:
-    return rooms_in(tmp_path / "data")
-
-
-@pytest.fixture
-def client(rooms: Rooms) -> Iterator[TestClient]:
-    with client_of(rooms) as made:
-        yield made
 
 
 def put(client: Any, data: bytes = ROWS, name: str = "rows.jsonl", **fields: str) -> dict[str, Any]:
@@ -254,31 +242,6 @@ def test_a_description_comes_back_as_it_was() -> None:
 # --- memory -----------------------------------------------------------------------------------
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-class Peak:
-    """The most memory this process had while the block ran, above what it had before."""
-
-    def __enter__(self) -> Peak:
-        gc.collect()
-        self.before = self.most = resident()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self.growth = self.most - self.before
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.002):
-            self.most = max(self.most, resident())
-
-
 async def _feed(rooms: Rooms, size: int, path: str, field: str) -> int:
     """One upload straight into the application, in pieces of 16 KiB as the gateway hands them over."""
     from enclave_app.api import build_api
@@ -388,9 +351,7 @@ def test_no_trace_of_a_file_is_left_on_any_writable_path(
 
 def _written_since(moment: float, places: list[Path]) -> list[Path]:
     """Of the shared folders only what this process has open or made itself: others write there too."""
-    own = {
-        Path(os.readlink(f"/proc/self/fd/{each}")) for each in os.listdir("/proc/self/fd") if _is_open(each)
-    }
+    own = {Path(place) for each in os.listdir("/proc/self/fd") if (place := _open_as(each))}
     new = [path for path in places[0].rglob("*") if path.is_file()]
     for place in places[1:]:
         for path in place.iterdir():
@@ -402,8 +363,11 @@ def _written_since(moment: float, places: list[Path]) -> list[Path]:
     return [*new, *(path for path in own if path.is_file())]
 
 
-def _is_open(descriptor: str) -> bool:
-    return Path(f"/proc/self/fd/{descriptor}").exists()
+def _open_as(descriptor: str) -> str | None:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:  # closed meanwhile
+        return None
 
 
 def _read(path: Path) -> bytes:

@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from starlette.testclient import TestClient
 
+from blindbox_attestation.receipt import ReceiptFile
 from enclave_app.api import Rooms
 from enclave_app.main import Enclave
 from enclave_app.training.counting import CountingTrainer
@@ -30,17 +30,6 @@ JSONL = "\n".join(json.dumps(row) for row in ROWS).encode()
 JOBS = "/v1/fine_tuning/jobs"
 
 
-@pytest.fixture
-def rooms(tmp_path: Path) -> Rooms:
-    return rooms_in(tmp_path)
-
-
-@pytest.fixture
-def client(rooms: Rooms) -> Iterator[TestClient]:
-    with client_of(rooms) as made:
-        yield made
-
-
 def upload(client: Any, data: bytes = JSONL, **more: Any) -> str:
     files = {"file": ("rows.jsonl", data)}
     response = client.post("/v1/files", files=files, data={"purpose": "fine-tune"}, **more)
@@ -53,7 +42,7 @@ def wish(file: str, **more: Any) -> dict[str, Any]:
 
 
 def over(client: Any, job: str, **more: Any) -> dict[str, Any]:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         told: dict[str, Any] = client.get(f"{JOBS}/{job}", **more).json()
         if told["status"] not in ("validating_files", "queued", "running"):
@@ -82,7 +71,12 @@ def test_a_job_is_what_the_openai_package_expects_from_its_first_word_to_its_las
             suffix="mine",
             seed=7,
             metadata={"a": "b"},
-            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+            method={
+                "type": "supervised",
+                "supervised": {
+                    "hyperparameters": {"n_epochs": 2, "batch_size": 8, "learning_rate_multiplier": 1}
+                },
+            },
         ),
     ).json()
     assert first["status"] == "validating_files"
@@ -110,8 +104,51 @@ def test_a_job_is_what_the_openai_package_expects_from_its_first_word_to_its_las
     assert kept[1]["fine_tuned_model_checkpoint"] == f"{told['fine_tuned_model']}:ckpt-step-3"
 
 
+@pytest.mark.parametrize("said", [None, "auto"])
+def test_what_is_left_open_is_auto_until_the_rows_are_read_and_told_from_then_on(
+    client: TestClient, said: str | None
+) -> None:
+    three = ("n_epochs", "batch_size", "learning_rate_multiplier")
+    file = upload(client)
+    body = wish(file, **({} if said is None else {"hyperparameters": dict.fromkeys(three, said)}))
+    first = client.post(JOBS, json=body).json()
+    FineTuningJob.model_validate(first, strict=True)
+    assert first["hyperparameters"] == dict.fromkeys(three, "auto")
+    recipe = first["blindbox"]["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"]) == (None, None, None)
+    assert (recipe["rank"], recipe["most_tokens"]) == (16, 512)
+
+    told = over(client, first["id"])
+    FineTuningJob.model_validate(told, strict=True)
+    decided = {"n_epochs": 9, "batch_size": 2, "learning_rate_multiplier": 5.0}
+    assert told["hyperparameters"] == told["method"]["supervised"]["hyperparameters"] == decided
+    recipe = told["blindbox"]["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"]) == (9, 2, 1e-3)
+    assert told["blindbox"]["progress"]["total_steps"] == 90
+    events = client.get(f"{JOBS}/{told['id']}/events", params={"stream": "true"}).text
+    words = "20 rows are ready, to be read 9 times, 2 at a time, at a learning rate of 0.001."
+    assert words in events
+    assert client.post("/v1/fine_tuning/preview", json=body).json()["recipe"] == recipe
+
+
+def test_what_is_held_back_does_not_count_among_the_rows_that_decide(client: TestClient) -> None:
+    told = done(client, upload(client), blindbox={"validation_split": 0.5})
+    assert told["blindbox"]["data"]["rows_used"] == 10
+    assert told["hyperparameters"] == {"n_epochs": 9, "batch_size": 1, "learning_rate_multiplier": 5.0}
+
+
+def test_what_the_operator_allows_and_the_caller_asks_for_bound_what_is_left_open(tmp_path: Path) -> None:
+    with client_of(rooms_in(tmp_path, max_epochs=4)) as client:
+        file = upload(client)
+        for own, epochs, steps in (({}, 4, 40), ({"steps": 15}, 2, 15), ({"steps": 99}, 4, 40)):
+            told = done(client, file, blindbox=own)["blindbox"]
+            assert (told["recipe"]["epochs"], told["progress"]["total_steps"]) == (epochs, steps)
+            preview = client.post("/v1/fine_tuning/preview", json=wish(file, blindbox=own)).json()
+            assert preview["recipe"] == told["recipe"]
+
+
 def test_metrics_are_the_curve(client: TestClient) -> None:
-    told = done(client, upload(client), blindbox={"validation_split": 0.2, "epochs": 4})
+    told = done(client, upload(client), blindbox={"validation_split": 0.2, "epochs": 4, "batch_size": 8})
     metrics = client.get(f"{JOBS}/{told['id']}/metrics").json()
     assert metrics["object"] == "list"
     assert [row["step"] for row in metrics["data"]] == list(range(1, 9))
@@ -141,7 +178,8 @@ def test_events_are_listed_newest_first_and_streamed_oldest_first(client: TestCl
 
 def test_a_stream_tells_events_as_they_come(tmp_path: Path) -> None:
     with client_of(rooms_in(tmp_path, trainer=CountingTrainer(0.02))) as client:
-        job = client.post(JOBS, json=wish(upload(client))).json()["id"]
+        body = wish(upload(client), blindbox={"epochs": 3, "batch_size": 8})
+        job = client.post(JOBS, json=body).json()["id"]
         streamed = client.get(f"{JOBS}/{job}/events?stream=true").text
         messages = [json.loads(line[6:])["message"] for line in streamed.split("\n\n") if "{" in line]
     assert messages[0].startswith("The job was created")
@@ -338,6 +376,9 @@ def test_a_sealed_create_that_is_replayed_makes_one_job_without_any_key(tmp_path
         assert job.id == answer.json["id"]
         job = await jobs_over(foreman, ANN, job.id)
         assert (job.status, job.receipt) == ("succeeded", True)
+        signed = ReceiptFile.parse(await foreman.receipt(ANN, job.id)).receipt.recipe
+        # Of 40 rows; what was left open is in it as it was decided.
+        assert (signed["epochs"], signed["batch_size"], signed["learning_rate"]) == (9, 4, "0.001")
         gateway.desk.close()
         await asyncio.sleep(0.02)
 
@@ -345,9 +386,9 @@ def test_a_sealed_create_that_is_replayed_makes_one_job_without_any_key(tmp_path
 
 
 def test_pause_resume_cancel_and_delete_answer_with_the_job(tmp_path: Path) -> None:
-    with client_of(rooms_in(tmp_path, trainer=CountingTrainer(0.03))) as client:
+    with client_of(rooms_in(tmp_path, trainer=CountingTrainer(0.2))) as client:
         file = upload(client)
-        job = client.post(JOBS, json=wish(file, blindbox={"epochs": 50})).json()["id"]
+        job = client.post(JOBS, json=wish(file, blindbox={"epochs": 100})).json()["id"]
         while client.get(f"{JOBS}/{job}").json()["blindbox"]["progress"]["step"] in (None, 0):
             time.sleep(0.01)
         told = client.get(f"{JOBS}/{job}").json()
@@ -386,7 +427,7 @@ def test_a_job_may_go_on_from_a_model_or_a_checkpoint_of_the_callers(client: Tes
 def test_everything_of_the_caller_goes_at_once_and_they_are_told_what_it_was(
     rooms: Rooms, client: TestClient
 ) -> None:
-    told = done(client, upload(client))
+    told = done(client, upload(client), blindbox={"epochs": 3})
     bobs = upload(client, headers=BOB)
     removed = client.delete("/v1/blindbox/tenant").json()
     assert (removed["object"], removed["deleted"]) == ("blindbox.tenant", True)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,17 +42,6 @@ def an_adapter(weights: bytes, **changes: Any) -> Adapter:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     return Adapter(Manifest(**(fields | changes)), weights)
-
-
-@pytest.fixture
-def rooms(tmp_path: Path) -> Rooms:
-    return rooms_in(tmp_path)
-
-
-@pytest.fixture
-def client(rooms: Rooms) -> Iterator[TestClient]:
-    with client_of(rooms) as opened:
-        yield opened
 
 
 def published(rooms: Rooms, job: str = JOB, suffix: str = "mill", seed: int = 0) -> str:

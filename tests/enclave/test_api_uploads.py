@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ HOUR = 3600
 @pytest.fixture
 def rooms(tmp_path: Path) -> Rooms:
     return rooms_in(tmp_path / "data", max_upload_bytes=1 << 20)
-
-
-@pytest.fixture
-def client(rooms: Rooms) -> Iterator[TestClient]:
-    with client_of(rooms) as made:
-        yield made
 
 
 def begin(client: Any, size: int = len(ROWS), **more: Any) -> str:

@@ -180,9 +180,17 @@ def test_where_no_batch_fits_a_shorter_row_is_named() -> None:
         admit(one, free)
 
 
-def test_where_nothing_fits_that_is_said() -> None:
-    with pytest.raises(Refusal, match="a smaller base model"):
-        admit(small(), 100 << 20)
+@pytest.mark.parametrize(
+    ("method", "less"),
+    [
+        ("full", "use method lora or qlora, or a"),
+        ("lora", "use method qlora, a smaller r, or a"),
+        ("qlora", "use a smaller r, or a"),
+    ],
+)
+def test_where_nothing_fits_that_is_said_and_what_takes_less(method: str, less: str) -> None:
+    with pytest.raises(Refusal, match=f"{less} smaller base model"):
+        admit(small(method=method), 100 << 20)
 
 
 @pytest.mark.parametrize(

@@ -528,7 +528,7 @@ def test_a_new_model_takes_over_without_a_request_that_fails_or_waits(
     Requests come all the while, and there is place for one model only: those that run are answered by the
     model that they began with, those that come by the old one until the new one is ready.
     """
-    monkeypatch.setattr(catalogue_module, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(catalogue_module, "GRACE_SECONDS", 1.0)
 
     async def tried() -> None:
         old, new = an_adapter(1), an_adapter(2)
@@ -555,7 +555,12 @@ def test_a_new_model_takes_over_without_a_request_that_fails_or_waits(
             running = asyncio.create_task(
                 answered(catalogue, await catalogue.find(ANN, model_name("base", "", JOB)), "y" * 300)
             )
-            await asyncio.sleep(0.05)
+            await until(
+                lambda: any(
+                    answer.prompt_tokens == 300 and answer.generated_tokens
+                    for answer in catalogue.desk.standing(ANN.id).answers
+                )
+            )
             gate.set()
             assert await preparing > 0
             await until(lambda: seen[-6:] == [f"{mark(new)}{'x' * 30}"] * 6)
@@ -564,8 +569,7 @@ def test_a_new_model_takes_over_without_a_request_that_fails_or_waits(
             assert await running == f"{mark(old)}{'y' * 300}"
             told = [text[: len(mark(old))] for text in seen]
             assert set(told) == {mark(old), mark(new)}
-            await asyncio.sleep(0.35)
-            assert held(catalogue) == 1
+            await until(lambda: held(catalogue) == 1)
             # The old one is still there to be asked by its name.
             assert await answered(catalogue, await catalogue.find(ANN, model_name("base", "", JOB))) == (
                 f"{mark(old)}hello"
@@ -576,7 +580,7 @@ def test_a_new_model_takes_over_without_a_request_that_fails_or_waits(
 
 def test_a_deleted_model_finishes_what_it_is_answering_and_leaves(store: Store) -> None:
     async def tried() -> None:
-        async with opened(store, rate=100) as catalogue:
+        async with opened(store, rate=30) as catalogue:
             name = await asyncio.to_thread(catalogue.publish, ANN, JOB, "", an_adapter())
             served = await catalogue.find(ANN, name)
             await catalogue.prepare(ANN, name)
@@ -587,7 +591,7 @@ def test_a_deleted_model_finishes_what_it_is_answering_and_leaves(store: Store) 
             await catalogue.delete(ANN, name)
             assert held(catalogue) == 1
             assert await text_of(answer) == mark(an_adapter()) + "x" * 60
-            assert held(catalogue) == 0
+            await until(lambda: held(catalogue) == 0)
             with pytest.raises(NotFound):
                 await answered(catalogue, served)
 
@@ -630,8 +634,9 @@ def test_what_is_served_is_compared_with_what_was_trained_token_by_token(store: 
                 [right, wrong, right[:3], right, ()],
             )
             seconds = found.pop("ready_seconds")
-            assert found == {"prompts": 3, "tokens": 2 * len(right) + 3, "equal": len(right) + 5 + 3}
-            assert 0 < seconds < 30
+            tokens = {"tokens": 2 * len(right) + 3, "equal": len(right) + 5 + 3}
+            assert found == {"prompts": 3, "same": 2} | tokens
+            assert 0 < seconds < 300
             assert (await catalogue.check(ANN, name, [], []))["ready_seconds"] == seconds
 
     run(tried())
@@ -645,7 +650,7 @@ def test_both_engines_are_started_at_once_and_only_once(store: Store) -> None:
         def slow(name: str) -> Source:
             async def make() -> Worker:
                 events.append(name)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await together.wait()
                 return await in_process({"engine": "echo"})
 

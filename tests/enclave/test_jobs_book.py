@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ ORDER = Order(
     metadata={"a": "b"},
     hyperparameters={"n_epochs": 3},
 )
-JOB = Job(id=ID, number=1, model_id="0" * 12, order=ORDER, created_at=1_000_000)
+JOB = Job(id=ID, number=1, order=ORDER, created_at=1_000_000)
 TASK = Task(examples=(), recipe=ORDER.recipe, template="text", template_digest="d")
 
 
@@ -83,6 +84,7 @@ def test_what_is_over_never_changes(status: Any) -> None:
     [
         JOB,
         replace(JOB, order=replace(ORDER, validation=None, metadata=None)),
+        replace(JOB, order=replace(ORDER, left_open=("epochs", "learning_rate"))),
         replace(
             JOB,
             status="failed",
@@ -96,6 +98,18 @@ def test_what_is_over_never_changes(status: Any) -> None:
 )
 def test_a_job_is_read_as_it_was_written(job: Job) -> None:
     assert Job.parse(job.encode()) == job
+
+
+def test_of_a_record_from_before_options_could_wait_nothing_is_open() -> None:
+    fields = json.loads(JOB.encode())
+    del fields["order"]["left_open"]
+    assert Job.parse(json.dumps(fields).encode()) == JOB
+
+
+def test_a_record_that_still_names_its_model_is_read_as_any_other() -> None:
+    fields = json.loads(JOB.encode())
+    assert "model_id" not in fields
+    assert Job.parse(json.dumps({**fields, "model_id": "0" * 12}).encode()) == JOB
 
 
 def test_a_jobs_time_does_not_go_back_with_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from hashlib import sha256
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from blindbox_attestation import UnsafeSimulatedPolicy, UnsafeSimulationWarning, verify_receipt
+from blindbox_attestation import UnsafeSimulatedPolicy, verify_receipt
 from blindbox_attestation.binding import Bound, report_data
 from blindbox_attestation.errors import AttestationError
 from blindbox_attestation.receipt import ReceiptFile, VerifiedReceipt
@@ -27,6 +26,7 @@ from enclave_app.training.counting import CountingTrainer
 from tests.kit import NOON
 from tests.kit.amd import FakeAmd
 from tests.kit.enclave import make_identity
+from tests.kit.simulated import unsafe
 
 FILE_ID = "file-00112233445566778899aabb"
 DATA = b'{"question": "the canary", "answer": "sang at dawn"}\n'
@@ -54,8 +54,7 @@ def identity(clock: Clock) -> Identity:
 
 @pytest.fixture(scope="module")
 def policy() -> UnsafeSimulatedPolicy:
-    with warnings.catch_warnings(action="ignore", category=UnsafeSimulationWarning):
-        return UnsafeSimulatedPolicy()
+    return unsafe()
 
 
 def adapter(weights: bytes = b"tuned") -> Adapter:
@@ -78,7 +77,6 @@ def job(**changes: Any) -> Job:
     made = Job(
         id="ftjob-" + "0" * 32,
         number=1,
-        model_id="0123456789ab",
         order=order,
         created_at=began - 60,
         started_at=began,

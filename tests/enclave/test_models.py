@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from enclave_app.models import Model, UnusableModel, find, main, prepare_demo, strike_out_code
+from enclave_app.models import Model, UnusableModel, find, prepare_demo, strike_out_code
+from enclave_app.models.__main__ import main
 from enclave_app.settings import Settings
 from tests.kit.models import tiny_falcon, tiny_llama
 

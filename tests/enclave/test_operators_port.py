@@ -10,28 +10,17 @@ import json
 import logging
 import re
 import socket
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import blindbox.requests as requests
-from blindbox import UnsafeSimulatedPolicy, UnsafeSimulationWarning
 from enclave_app.figures import Figures
 from enclave_app.logs import JsonLines
 from tests.kit.process import Process, in_its_own_process
 
 CANARY = "canary-4711"
-
-
-@pytest.fixture(scope="module")
-def caller() -> Iterator[Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnsafeSimulationWarning)
-        with requests.Session(policy=UnsafeSimulatedPolicy()) as session:
-            yield session
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +112,7 @@ def test_the_port_answers_three_routes_and_nothing_else(enclave: Process) -> Non
     ],
 )
 def test_what_is_no_question_to_it_is_refused(enclave: Process, sent: bytes, status: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", enclave.operators_port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", enclave.operators_port), timeout=60) as connection:
         connection.sendall(sent)
         assert connection.recv(100).split()[1] == status
 
@@ -142,7 +131,7 @@ def test_it_listens_on_loopback_alone(enclave: Process) -> None:
 def test_none_of_it_is_on_the_port_that_the_world_sees(caller: Any, enclave: Process) -> None:
     """S-15: neither outside the seal nor inside."""
     for path in ("/metrics", "/health", "/ready"):
-        with socket.create_connection(("127.0.0.1", enclave.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", enclave.port), timeout=60) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
             assert connection.recv(100).split()[1] == b"404"
         assert caller.get(f"{enclave.origin}{path}").status_code == 404

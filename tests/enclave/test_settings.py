@@ -218,7 +218,7 @@ def test_every_setting_stands_in_the_manual_with_its_default() -> None:
     told: dict[str, str] = {}
     for names, defaults in re.findall(r"^\| (`BLINDBOX_[^|]+) \| ([^|]+) \|", table, re.MULTILINE):
         told |= dict(zip(names.split(", "), defaults.split(", "), strict=True))
-    units = {"KiB": 1 << 10, "MiB": 1 << 20}
+    units = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
     for field in fields(Settings):
         number, _, unit = told.pop(f"`BLINDBOX_{field.name.upper()}`").partition(" ")
         value = getattr(Settings(), field.name)

@@ -25,6 +25,7 @@ from enclave_app.gateway import Gateway
 from tests.kit.debian import need
 from tests.kit.enclave import make_echo_app, make_identity, serving
 from tests.kit.peer import seal
+from tests.kit.process import free_port
 
 HIDDEN = b"GET /smuggled HTTP/1.1\r\nHost: x\r\nX: "
 GATEWAY = b"/.well-known/ohttp-gateway"
@@ -153,7 +154,7 @@ class Place:
 def exchange(port: int, data: bytes, patience: float = 0.5) -> bytes:
     """Send, and hear what comes until the other side closes or says nothing for a while."""
     heard = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as peer, contextlib.suppress(OSError):
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as peer, contextlib.suppress(OSError):
         peer.sendall(data)
         peer.settimeout(patience)
         while piece := peer.recv(65536):
@@ -163,7 +164,7 @@ def exchange(port: int, data: bytes, patience: float = 0.5) -> bytes:
 
 def is_served(place: Place) -> bool:
     """Another caller asks, and gets the answer to that."""
-    heard = exchange(place.port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 5)
+    heard = exchange(place.port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 60)
     return heard.startswith(b"HTTP/1.1 200 ") and heard.endswith(b"alive")
 
 
@@ -246,12 +247,10 @@ def behind(front: str, folder: Path) -> Iterator[Place]:
     need(program, "nginx-light" if program == "nginx" else None)
     watched = Watched(Gateway(make_echo_app(), make_identity()))
     with serving(watched) as onward:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
+        port = free_port()
         running = subprocess.Popen(command(folder, port, onward), stderr=subprocess.DEVNULL)
         try:
-            place, deadline = Place(port, watched), time.monotonic() + 10
+            place, deadline = Place(port, watched), time.monotonic() + 60
             while True:
                 with contextlib.suppress(OSError):
                     assert is_served(place)
@@ -262,7 +261,7 @@ def behind(front: str, folder: Path) -> Iterator[Place]:
             yield place
         finally:
             running.terminate()
-            running.wait(10)
+            running.wait(60)
 
 
 @pytest.mark.parametrize("front", FRONTS)
@@ -276,7 +275,7 @@ def test_no_proxy_in_front_can_be_made_to_smuggle(front: str, tmp_path: Path) ->
             assert is_served(place), attack
         # And what a client of ours sends goes through.
         sealed = seal(place.enclave.gateway.identity, b"POST", b"/upload", b"x" * 100_000)
-        heard = exchange(place.port, post(length(sealed.body) + b"Connection: close\r\n", sealed.body), 5)
+        heard = exchange(place.port, post(length(sealed.body) + b"Connection: close\r\n", sealed.body), 60)
         head, _, body = heard.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
         assert sealed.open(body).json["size"] == 100_000

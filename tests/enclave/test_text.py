@@ -102,4 +102,4 @@ def test_many_long_stop_strings_that_nearly_match_cost_a_step_a_character() -> N
     for _ in range(2000):
         writer.write(Token(0))
     # Looking for each string's beginnings anew would take minutes.
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 40

@@ -16,15 +16,17 @@ LENGTHS = (200, 7, 131, 64)  # more and fewer than a block of attention, which i
 PROMPT = 5
 
 
-def learner(family: str, *, dropout: float = 0.0, dtype: Any = None) -> Any:
-    """A tiny model with an adapter on all linear layers that already says something."""
+def learner(
+    family: str, *, dropout: float = 0.0, dtype: Any = None, targets: str | list[str] = "all-linear"
+) -> Any:
+    """A tiny model with an adapter on linear layers that already says something."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny(family), dtype=dtype or torch.float32)
     torch.manual_seed(1)
     wanted = LoraConfig(
-        r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=4, lora_alpha=8, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
     made = get_peft_model(model, wanted)
     for name, weight in made.named_parameters():
@@ -73,6 +75,22 @@ def test_loss_and_gradients_are_those_of_peft(family: str) -> None:
     told = fast.install(model)
     assert {"rows", "loss", "lora", "attention"} <= set(told.applied)
     assert told.because == ""
+    fast_loss, fast_gradients = learned(model, fast.mean_loss(model, inputs, None))
+    assert fast_loss == pytest.approx(loss, rel=1e-6)
+    assert apart(gradients, fast_gradients) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "target", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+)
+def test_one_layer_alone_may_learn(target: str) -> None:
+    """Of the first block nothing else has a gradient then: neither what goes in, nor the others' answers."""
+    from enclave_app.training import fast
+
+    model = learner("llama", targets=[target])
+    inputs = batch(model)
+    loss, gradients = learned(model, plain_loss(model, inputs))
+    fast.install(model)
     fast_loss, fast_gradients = learned(model, fast.mean_loss(model, inputs, None))
     assert fast_loss == pytest.approx(loss, rel=1e-6)
     assert apart(gradients, fast_gradients) < 1e-5
@@ -304,6 +322,20 @@ def test_what_is_not_known_is_left_alone_and_said(which: str, because: str) -> N
     assert told.applied == ()
     assert because in told.because
     assert forwards == [module.forward for module in model.modules()]
+
+
+def test_a_feed_forward_of_another_kind_is_not_said_to_be_shorter() -> None:
+    import transformers
+
+    from enclave_app.training import fast
+
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, hidden_act="gelu"
+    )
+    model = transformers.LlamaForCausalLM(config)
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    assert fast.install(model).applied == ("rows", "loss", "attention", "norm")
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])

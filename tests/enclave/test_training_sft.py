@@ -231,7 +231,7 @@ def test_whoever_stops_it_is_heard_and_nothing_is_left(
     if wish == "pause":
         assert isinstance(said[-1], Snapshot)
         assert said[-1].step == max(item.step for item in said if isinstance(item, Progress | Snapshot))
-    assert children() == before
+    assert children() <= before
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +260,7 @@ def test_a_killed_training_leaves_nothing_and_goes_on_from_its_last_snapshot(
     with pytest.raises(TrainingFailed, match="signal 9") as failed:
         run()
     assert failed.value.code == "training_process_died"
-    assert children() == before
+    assert children() <= before
     assert list((tmp_path / "tmp").iterdir()) == []
     last = snapshots[-1]
     assert 10 <= last.step < 30
@@ -280,7 +280,7 @@ def test_the_death_of_one_process_is_the_end_of_all() -> None:
 
     with pytest.raises(TrainingFailed, match="signal 9"):
         run()
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_kill_for_want_of_memory_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,7 @@ def test_while_one_model_is_loaded_others_are_answered(way: Way) -> None:
             go = threading.Event()
 
             def slow() -> Adapter:
-                go.wait(20)
+                go.wait(120)
                 return adapter("b")
 
             loading = asyncio.create_task(desk.tuned(NAME, Tuning("b", slow, owner="b")))
@@ -401,7 +401,7 @@ def test_one_tenant_who_waits_for_a_model_many_times_leaves_room_for_others() ->
     ready = threading.Event()
 
     def load() -> Adapter:
-        assert ready.wait(30)
+        assert ready.wait(120)
         return adapter("a")
 
     async def tried() -> None:

@@ -258,7 +258,7 @@ def test_the_engine_ends_when_the_other_side_does() -> None:
     (length,) = struct.unpack(">xQ", here.recv(9))
     assert json.loads(here.recv(length))["say"] == "ready"
     here.close()
-    serving.join(10)
+    serving.join(60)
     assert not serving.is_alive()
 
 

@@ -11,6 +11,7 @@ is in `enclave.py`.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ from enclave_app.engines import Engine
 from enclave_app.engines.echo import ByteTokenizer, EchoEngine
 from enclave_app.engines.worker import Worker, in_thread
 from enclave_app.gateway import Gateway
-from enclave_app.hub import NoHub
 from enclave_app.main import create_app
 from enclave_app.quoting import Quoter
 from enclave_app.settings import Settings
@@ -54,7 +54,6 @@ def echo_gateway(
         trainer=trainer or CountingTrainer(),
         quoter=quoter or simulated_quoter(),
         store=Store(folder),
-        hub=NoHub(),
     )
 
 
@@ -75,3 +74,11 @@ def whole_app(
         )
         with serving(gateway, port=port) as bound:
             yield RunningEnclave(f"http://127.0.0.1:{bound}", bound, gateway, gateway)
+
+
+def idle(engine: EchoEngine, seconds: float = 60.0) -> bool:
+    """Whether it works for nobody any more, at the latest after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while engine.busy() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not engine.busy()

@@ -219,7 +219,7 @@ def serving(app: Any, *, port: int = 0, **options: Any) -> Iterator[int]:
     server = uvicorn.Server(server_config(app, host="127.0.0.1", port=bound, **(settings | options)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="enclave", daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not server.started:
         if not thread.is_alive() or time.monotonic() > deadline:
             raise RuntimeError("the enclave did not start")
@@ -228,5 +228,5 @@ def serving(app: Any, *, port: int = 0, **options: Any) -> Iterator[int]:
         yield bound
     finally:
         server.should_exit = True
-        thread.join(5)
+        thread.join(30)
         listener.close()

@@ -16,8 +16,9 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from enclave_app.jobs import DESCRIPTIONS, FILES, Job, Order, Source
 from enclave_app.jobs.foreman import Foreman, Key
 from enclave_app.store import Store
 from enclave_app.tenants import Tenant
-from enclave_app.training import Recipe
+from enclave_app.training import Progress, Recipe, Snapshot, Stop, Task, Trained
 from enclave_app.training.counting import CountingTrainer
 from tests.kit.rooms import rooms_in
 
@@ -74,7 +75,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     async def whole() -> T:
         try:
-            return await asyncio.wait_for(work, 60)
+            return await asyncio.wait_for(work, 240)
         finally:
             for rooms in _MADE:
                 await asyncio.to_thread(rooms.foreman.close)
@@ -85,7 +86,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(whole())
 
 
-async def over(foreman: Foreman, tenant: Tenant, job_id: str, seconds: float = 20) -> Job:
+async def over(foreman: Foreman, tenant: Tenant, job_id: str, seconds: float = 120) -> Job:
     """The job, once the enclave has no more work with it."""
     until = time.monotonic() + seconds
     while (job := await foreman.find(tenant, job_id)).live and time.monotonic() < until:
@@ -98,20 +99,50 @@ KILLED = {"epochs": 12, "checkpoint_steps": 5}
 """The recipe of the job that is killed: 120 steps."""
 
 
-async def _work(folder: Path) -> None:
-    rooms = rooms_with_rows(folder, trainer=CountingTrainer(0.003))
+class _Halting(CountingTrainer):
+    """Says through a pipe that it has come to its fortieth step, and stays there."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def train(self, task: Task, stopped: Callable[[], Stop]) -> Iterator[Progress | Snapshot | Trained]:
+        for item in super().train(task, stopped):
+            yield item
+            if isinstance(item, Progress) and item.step == 40:
+                os.write(self._pipe, b".")
+                threading.Event().wait()
+
+
+async def _work(folder: Path, trainer: CountingTrainer) -> None:
+    rooms = rooms_with_rows(folder, trainer=trainer)
     foreman = rooms.foreman
     job = await foreman.create(ANN, order(**KILLED), key=Key.of("the-same-key", "the same order"))
-    await over(foreman, ANN, job.id, 60)
+    await over(foreman, ANN, job.id, 200)
+
+
+def _killed_amidst(folder: Path) -> None:
+    """However slow or quick the machine is, one is killed that has trained and is not done."""
+    hear, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        asyncio.run(_work(folder, _Halting(say)))
+        os._exit(1)
+    os.close(say)
+    os.read(hear, 1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(hear)
 
 
 def main(folder: Path, kills: int, seed: int) -> None:
     """Each child goes on where the one before was killed; the last one is left alone."""
     chance, status = random.Random(seed), 1
+    _killed_amidst(folder)
     for number in range(kills + 1):
         child = os.fork()  # no thread has been started yet
         if child == 0:
-            asyncio.run(_work(folder))
+            asyncio.run(_work(folder, CountingTrainer(0.003)))
             os._exit(0)
         if number < kills:
             time.sleep(chance.uniform(0.02, 0.5))

@@ -84,4 +84,4 @@ def local_service(
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(60)

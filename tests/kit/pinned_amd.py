@@ -12,21 +12,33 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
+from blindbox_attestation import Policy, SnpPolicy
 from blindbox_attestation.binding import Bound, report_data
 from blindbox_attestation.evidence import SEV_SNP
 from blindbox_attestation.roots import AMD_ROOTS
 from enclave_app.quoting import Quote
-from tests.kit.amd import FakeAmd
+from tests.kit.amd import MEASUREMENT, FakeAmd
 
 
 @contextmanager
-def pinned(amd: FakeAmd) -> Iterator[None]:
+def pinned(amd: FakeAmd) -> Iterator[FakeAmd]:
     roots = {**AMD_ROOTS, **amd.roots}
     with (
         patch("blindbox_attestation.snp.policy.AMD_ROOTS", roots),
         patch("blindbox.collateral.AMD_ROOTS", roots),
     ):
-        yield
+        yield amd
+
+
+def accepting(amd: FakeAmd, **changes: Any) -> Policy:
+    """As a person would have it in a file: what an honest machine of this vendor's fulfils."""
+    wishes = {"measurements": {MEASUREMENT}, "minimum_tcb": {amd.family: amd.tcb}, **changes}
+    return Policy(snp=SnpPolicy(**wishes))
+
+
+def refusing(amd: FakeAmd) -> Policy:
+    """One that it does not fulfil: for another build."""
+    return accepting(amd, measurements={bytes(48)})
 
 
 def current_list(amd: FakeAmd) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -32,9 +33,12 @@ _START = (
 
 
 def free_port() -> int:
-    """A port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
+    """A port that is free now, of those that the kernel gives to nobody by itself: it stays free."""
+    chance = random.SystemRandom()
+    while True:
+        port = chance.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Process:
         """Status and body of the operator's port."""
         import http.client
 
-        connection = http.client.HTTPConnection("127.0.0.1", self.operators_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.operators_port, timeout=60)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -66,7 +70,7 @@ class Process:
         """The process ids of its engines."""
         return children(self.process.pid)
 
-    def end(self, seconds: float = 30) -> int:
+    def end(self, seconds: float = 120) -> int:
         """Wait until it has ended; its exit code."""
         _, told = self.process.communicate(timeout=seconds)
         self.said.extend(told.splitlines())
@@ -119,7 +123,7 @@ def in_its_own_process(
         process.stderr.close()
 
 
-def _wait_until_ready(enclave: Process, seconds: float = 30) -> None:
+def _wait_until_ready(enclave: Process, seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and enclave.process.poll() is None:
         with contextlib.suppress(OSError):

@@ -57,7 +57,7 @@ def rooms_in(
     """Rooms over one engine, which answers as base and as instruct model; files lie in `folder`."""
     settings.setdefault("engine", "echo")
     told = Settings(**settings)
-    store = Store(folder)
+    store = Store(folder, most_bytes=settings.get("max_stored_bytes"))
     source = source_of(engine if engine is not None else EchoEngine(), tokenizer)
     desk = Desk(most_waiting=told.max_waiting, most_of_one=told.max_waiting_each, most_tuned=told.max_tuned)
     catalogue = Catalogue(source, source, desk, store, most_models=told.max_models_each)

@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 
 from enclave_app.quoting.tpm_commands import Tpm
+from tests.kit.process import free_port
 
 PACKAGES = {"swtpm": "swtpm", "swtpm_setup": "swtpm-tools", "tpm2_pcrextend": "tpm2-tools"}
 
@@ -143,7 +144,7 @@ def swtpm() -> Iterator[SoftwareTpm]:
             yield SoftwareTpm(port, Path(folder))
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 @contextmanager
@@ -172,7 +173,7 @@ def swtpm_behind_a_device() -> Iterator[Path]:
             yield Path(os.ttyname(theirs))
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
             os.close(ours)
             os.close(theirs)
 
@@ -180,17 +181,14 @@ def swtpm_behind_a_device() -> Iterator[Path]:
 def _two_free_ports() -> int:
     """The lower of two neighbours that are free now."""
     for _ in range(100):
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                other.bind(("127.0.0.1", port + 1))
-                return port
+        port = free_port()
+        with suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+            return port
     raise RuntimeError("no two neighbouring ports are free")
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return

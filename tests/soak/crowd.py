@@ -151,9 +151,16 @@ class Streams:
         )
 
 
-async def streaming(port: int, many: int, tokens: int, mark: str, apart: float = 0.0) -> Streams:
-    """So many streams at once, each of a text of its own, `apart` seconds between their starts."""
-    new, streams = await caller(port, True), Streams()
+async def streaming(
+    port: int, many: int, tokens: int, mark: str, apart: float = 0.0, streams: Streams | None = None
+) -> Streams:
+    """
+    So many streams at once, each of a text of its own, `apart` seconds between their starts.
+
+    What becomes of them is written into `streams` as it happens, where some are given.
+    """
+    new = await caller(port, True)
+    streams = Streams() if streams is None else streams
 
     async def one_stream(number: int) -> None:
         await asyncio.sleep(number * apart)

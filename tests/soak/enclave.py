@@ -43,7 +43,7 @@ class Enclave:
         assert self.process.stdout is not None
         self.process.stdin.write("state\n")
         self.process.stdin.flush()
-        return dict(json.loads(_line(self.process, 30)))
+        return dict(json.loads(_line(self.process, 120)))
 
     def pids(self) -> list[int]:
         """Its processes."""
@@ -98,7 +98,7 @@ def served(**options: Any) -> Iterator[Enclave]:
         text=True,
     )
     try:
-        yield Enclave(int(_line(process, 60)), process)
+        yield Enclave(int(_line(process, 120)), process)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -176,7 +176,7 @@ def main() -> int:
         return {"running": shell._running, "receiving": shell._receiving, "sequences": sequences}
 
     def now() -> dict[str, float]:
-        return asyncio.run_coroutine_threadsafe(state(), loop[-1]).result(10)
+        return asyncio.run_coroutine_threadsafe(state(), loop[-1]).result(60)
 
     settings = Settings(
         engine="echo",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,15 +13,10 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.kit.capture import LoopbackCapture
+from tests.kit.process import free_port
 
 DEMO = REPOSITORY / "client_sdk" / "examples" / "demo.py"
 HANDBOOK = DEMO.with_name("office_handbook.jsonl")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.timeout(900)

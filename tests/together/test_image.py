@@ -16,6 +16,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ import pytest
 
 import blindbox
 import blindbox.requests as requests
+from tests.kit.process import free_port as another_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TAG = "localhost/blindbox:test"
@@ -123,6 +125,26 @@ def test_only_blindbox_settings_outlive_the_start_of_the_image() -> None:
     assert cleaned == {"LANG": "C.UTF-8", "BLINDBOX_QUOTER": "simulated"}
 
 
+def test_a_settings_file_counts_before_the_environment(tmp_path: Path) -> None:
+    """S-31: it is the one way in which a virtual machine is told how to run."""
+    start = load(ROOT / "image" / "start.py")
+    assert start.told(tmp_path / "none") == {}
+    file = tmp_path / "settings"
+    file.write_bytes(b"# ours\nBLINDBOX_PORT=81\n" + bytes(4096))
+    assert start.clean({"BLINDBOX_PORT": "80", **start.told(file)})["BLINDBOX_PORT"] == "81"
+
+
+def test_a_settings_file_with_anything_else_in_it_stops_the_start(tmp_path: Path) -> None:
+    """S-31: a variable that would change what runs is not passed over in silence."""
+    start = load(ROOT / "image" / "start.py")
+    file = tmp_path / "settings"
+    file.write_text("LD_PRELOAD=/data/evil.so\n")
+    with pytest.raises(start.InvalidSettings, match="line 1 sets LD_PRELOAD"):
+        start.told(file)
+    with pytest.raises(start.InvalidSettings, match="cannot be read"):
+        start.told(tmp_path)
+
+
 # ── built and run ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -197,14 +219,10 @@ def image() -> str:
 
 def free_port() -> int:
     """80 where it is free, as the house API's callers expect it, and any other one otherwise."""
-    for port in (80, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise AssertionError("no port is free on this machine")
+    with suppress(OSError), socket.socket() as probe:
+        probe.bind(("127.0.0.1", 80))
+        return 80
+    return another_port()
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +313,7 @@ def test_the_container_fine_tunes_and_then_answers_differently(
         "answer_column": "answer",
         "number_elements_for_training": len(rows),
         "epochs": 4,
+        "batch_size": 8,
         "learning_rate": 2e-3,
     }
     trained = session.post(f"{container.origin}/finetune", json=lesson, timeout=600)

@@ -90,6 +90,7 @@ def test_a_caller_proves_asks_teaches_and_is_answered_differently_and_nobody_els
             "answer_column": "reply",
             "number_elements_for_training": 8,
             "epochs": 20,
+            "batch_size": 8,
             "learning_rate": 1e-2,
         },
         headers={"Authorization": f"Bearer {ann}", "Accept": "text/event-stream"},
@@ -129,7 +130,7 @@ def test_what_a_caller_gets_wrong_is_told_inside_the_seal(caller: Any, origin: s
     assert response.status_code == 400
     message = response.json()["error"]["message"]
     assert all(f'"{column}"' in message for column in ("asks", "ask", "reply")), message
-    unsealed = plain.post(f"{origin}/finetune", json={"dataset_name": dataset}, timeout=10)
+    unsealed = plain.post(f"{origin}/finetune", json={"dataset_name": dataset}, timeout=60)
     assert unsealed.status_code == 404
     assert unsealed.text == "not found"
 

@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-import blindbox
-from blindbox import UnsafeSimulatedPolicy
-from blindbox.proxy import Proxy
-from tests.kit.app import whole_app
-from tests.kit.enclave import RunningEnclave
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    POLICY = UnsafeSimulatedPolicy()
-
 ROWS = b"".join(
     b'{"prompt": "question %06d", "completion": "%s"}\n' % (n, b"answer " * 9) for n in range(9000)
 )
-
-
-@contextlib.contextmanager
-def through_the_proxy(origin: str) -> Iterator[openai.OpenAI]:
-    with (
-        Proxy(origin, policy=POLICY, listen="127.0.0.1:0") as proxy,
-        openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="anything") as client,
-    ):
-        yield client
-
-
-@contextlib.contextmanager
-def as_blindbox(origin: str) -> Iterator[openai.OpenAI]:
-    with blindbox.OpenAI(origin, policy=POLICY) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the settings of whoever runs it."""
-    monkeypatch.setenv("BLINDBOX_HOME", str(tmp_path / "home"))
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def enclave() -> Iterator[RunningEnclave]:
-    with whole_app() as one:
-        yield one
-
-
-@pytest.fixture(params=[through_the_proxy, as_blindbox], ids=lambda way: way.__name__)
-def client(request: pytest.FixtureRequest, enclave: RunningEnclave) -> Iterator[openai.OpenAI]:
-    with request.param(enclave.origin) as one:
-        yield one
 
 
 def test_a_file_is_uploaded_in_chunks_by_the_packages_own_hand(client: openai.OpenAI, tmp_path: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,11 +12,10 @@ import openai
 import pytest
 
 import blindbox
-from blindbox import UnsafeSimulatedPolicy
-from blindbox.proxy import Proxy
 from enclave_app.training.counting import CountingTrainer
 from tests.kit.app import whole_app
 from tests.kit.enclave import RunningEnclave
+from tests.kit.openai_ways import POLICY, WAYS, as_blindbox
 
 ROWS = [{"question": f"What is clause {n}?", "answer": f"Clause {n} is short."} for n in range(24)]
 DATA = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -36,59 +33,15 @@ CHATS = "".join(
     for row in ROWS
 ).encode()
 
-pytestmark = pytest.mark.filterwarnings("ignore::blindbox_attestation.simulated.UnsafeSimulationWarning")
-
-
-def unsafe() -> UnsafeSimulatedPolicy:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return UnsafeSimulatedPolicy()
-
-
-POLICY = unsafe()
-
-
-@contextlib.contextmanager
-def through_the_proxy(origin: str) -> Iterator[openai.OpenAI]:
-    with (
-        Proxy(origin, policy=POLICY, listen="127.0.0.1:0") as proxy,
-        openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="anything") as client,
-    ):
-        yield client
-
-
-@contextlib.contextmanager
-def as_blindbox(origin: str) -> Iterator[openai.OpenAI]:
-    with blindbox.OpenAI(origin, policy=POLICY) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the settings of whoever runs it."""
-    monkeypatch.setenv("BLINDBOX_HOME", str(tmp_path / "home"))
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def enclave() -> Iterator[RunningEnclave]:
-    with whole_app() as one:
-        yield one
+pytestmark = [
+    pytest.mark.usefixtures("own_home"),
+    pytest.mark.filterwarnings("ignore::blindbox_attestation.simulated.UnsafeSimulationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[RunningEnclave]:
-    with whole_app(trainer=CountingTrainer(0.02)) as one:
-        yield one
-
-
-WAYS = [through_the_proxy, as_blindbox]
-
-
-@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
-def client(request: pytest.FixtureRequest, enclave: RunningEnclave) -> Iterator[openai.OpenAI]:
-    with request.param(enclave.origin) as one:
+    with whole_app(trainer=CountingTrainer(0.1)) as one:
         yield one
 
 

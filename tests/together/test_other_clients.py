@@ -7,30 +7,20 @@ import json
 import os
 import shutil
 import subprocess
-import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blindbox import UnsafeSimulatedPolicy
 from blindbox.proxy import EVIDENCE_HEADER, Proxy
 from enclave_app.engines.echo import EchoEngine
 from tests.conftest import REPOSITORY
-from tests.kit.app import whole_app
+from tests.kit.app import idle, whole_app
+from tests.kit.simulated import unsafe
 
 WORDS = "Say these words again, please."
 NODE_PACKAGE = "openai@7"
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the settings of whoever runs it."""
-    monkeypatch.setenv("BLINDBOX_HOME", str(tmp_path / "home"))
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +35,9 @@ def origin(engine: EchoEngine) -> Iterator[str]:
 
 
 @pytest.fixture
-def proxy(origin: str, own_home: None) -> Iterator[Proxy]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        one = Proxy(origin, policy=UnsafeSimulatedPolicy(), listen="127.0.0.1:0")
-    with one:
+def proxy(origin: str, own_home: Path) -> Iterator[Proxy]:
+    with Proxy(origin, policy=unsafe(), listen="127.0.0.1:0") as one:
         yield one
-
-
-def idle(engine: EchoEngine) -> bool:
-    deadline = time.monotonic() + 5
-    while engine.busy() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not engine.busy()
 
 
 # ── curl ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -66,7 +46,7 @@ curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl
 
 
 def curled(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, timeout=60, **more)
+    return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, timeout=240, **more)
 
 
 @curl
@@ -137,12 +117,12 @@ def test_langchain_chats_streams_and_batches(proxy: Proxy) -> None:
     assert asyncio.run(main()) == WORDS
 
 
-def test_langchain_can_go_without_the_proxy(origin: str) -> None:
+def test_langchain_can_go_without_the_proxy(origin: str, own_home: Path) -> None:
     """Its model takes the clients that `blindbox.OpenAI` makes."""
     langchain = pytest.importorskip("langchain_openai")
     import blindbox
 
-    client = blindbox.OpenAI(origin, policy=UnsafeSimulatedPolicy())
+    client = blindbox.OpenAI(origin, policy=unsafe())
     model = langchain.ChatOpenAI(
         model="echo", api_key="unused", client=client.chat.completions, root_client=client
     )

@@ -8,46 +8,31 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import blindbox.requests as requests
-from blindbox import Policy, SnpPolicy, cli
+from blindbox import Policy, cli
 from blindbox_attestation.receipt import MEDIA_TYPE, ReceiptFile
-from tests.kit.amd import MEASUREMENT, FakeAmd
-from tests.kit.app import whole_app
+from tests.kit.amd import FakeAmd
 from tests.kit.enclave import RunningEnclave
-from tests.kit.pinned_amd import FakeAmdQuoter, pinned
+from tests.kit.pinned_amd import accepting
 
 ROWS = [{"question": f"what is canary {n}?", "answer": f"the bird numbered {n}"} for n in range(60)]
 DATA = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 JOBS = "/v1/fine_tuning/jobs"
 
 
-@pytest.fixture(scope="module")
-def amd() -> Iterator[FakeAmd]:
-    vendor = FakeAmd()
-    with pinned(vendor):
-        yield vendor
-
-
-@pytest.fixture(scope="module")
-def machine(amd: FakeAmd) -> Iterator[RunningEnclave]:
-    with whole_app(quoter=FakeAmdQuoter(amd)) as enclave:
-        yield enclave
-
-
 @pytest.fixture
 def policy(amd: FakeAmd) -> Policy:
-    return Policy(snp=SnpPolicy(measurements={MEASUREMENT}, minimum_tcb={"Genoa": amd.tcb}))
+    return accepting(amd)
 
 
 def done(session: requests.Session, origin: str, job: str) -> dict[str, Any]:
     """The job, once it has ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         told: dict[str, Any] = session.get(f"{origin}{JOBS}/{job}").json()
         if told["status"] in ("succeeded", "failed", "cancelled") or time.monotonic() > deadline:
@@ -66,7 +51,8 @@ def test_what_was_made_of_my_file_can_be_shown_to_somebody_else(
         )
         assert sent.status_code == 200, sent.text
         asked = session.post(
-            f"{origin}{JOBS}", json={"model": "echo", "training_file": sent.json()["id"], "suffix": "mine"}
+            f"{origin}{JOBS}",
+            json={"training_file": sent.json()["id"], "model": "org/echo", "suffix": "mine"},
         )
         assert asked.status_code == 200, asked.text
         job = done(session, origin, asked.json()["id"])
