@@ -12,8 +12,10 @@ from __future__ import annotations
 import errno
 import secrets
 import struct
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -22,6 +24,10 @@ from blindbox_attestation.binding import Bound, report_data
 
 from . import Quote, QuoteUnavailable
 from .endorsements import der, read_endorsements, read_event_log, together
+
+LAID_READY: Final = "blindbox"
+"""An entry that root made before this process began, and whose inputs belong to this process's user: what is
+in an entry belongs to root, whoever made it. Without this one entries are made, which takes root's rights."""
 
 TSM_REPORTS: Final = Path("/sys/kernel/config/tsm/report")
 CCEL: Final = Path("/sys/firmware/acpi/tables/data/CCEL")
@@ -73,15 +79,28 @@ class Tree:
 def provider(root: Path = TSM_REPORTS, tree: Tree | None = None) -> str | None:
     """Which technology answers under `root`: "sev_guest", "tdx_guest", …; None where nothing does."""
     tree = tree or Tree()
+    try:
+        # ENXIO where the interface exists and no hardware stands behind it
+        with _entry(root, tree) as entry:
+            return tree.read(entry / "provider").decode("ascii", "replace").strip()
+    except OSError:
+        return None
+
+
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def _entry(root: Path, tree: Tree) -> Iterator[Path]:
+    """The entry that was laid ready, for one asker at a time, or else one of our own that goes afterwards."""
+    if LAID_READY in tree.names(root):
+        with _one_at_a_time:
+            yield root / LAID_READY
+        return
     entry = root / f"blindbox-{secrets.token_hex(8)}"
+    tree.make(entry)
     try:
-        tree.make(entry)  # ENXIO where the interface exists and no hardware stands behind it
-    except OSError:
-        return None
-    try:
-        return tree.read(entry / "provider").decode("ascii", "replace").strip()
-    except OSError:
-        return None
+        yield entry
     finally:
         tree.remove(entry)
 
@@ -128,11 +147,11 @@ class ConfigfsQuoter:
         """
         Ask for a report over B (SPEC §2.1).
 
-        1. make an entry                                   a kernel object of ours alone
+        1. make an entry, or take the one laid ready       a kernel object of ours alone
         2. see that the right hardware answers             `provider`
         3. note `generation`, write the options, read      `privlevel`, `inblob` → `outblob`, `auxblob`
         4. see that `generation` moved by our writes only  else another writer raced: again, at most 5 times
-        5. remove the entry, whatever happened
+        5. remove the entry we made, whatever happened
         """
         data, pause = report_data(bound.digest), PAUSE
         deadline = time.monotonic() + self._patience
@@ -156,27 +175,27 @@ class ConfigfsQuoter:
         )
 
     def _ask(self, data: bytes) -> tuple[bytes, bytes] | None:
+        with _entry(self._root, self._tree) as entry:  # 1, 5
+            try:
+                return self._ask_at(entry, data)
+            except OSError as error:
+                if error.errno in _RACED:
+                    return None
+                raise
+
+    def _ask_at(self, entry: Path, data: bytes) -> tuple[bytes, bytes] | None:
         tree = self._tree
-        entry = self._root / f"blindbox-{secrets.token_hex(8)}"
-        tree.make(entry)  # 1
-        try:
-            self._refuse_unless_ours(tree.read(entry / "provider").decode("ascii", "replace").strip())  # 2
-            before = int(tree.read(entry / "generation"))  # 3
-            writes = 1
-            if self._privlevel is not None:
-                tree.write(entry / "privlevel", str(self._privlevel).encode())
-                writes += 1
-            tree.write(entry / "inblob", data)
-            report = tree.read(entry / "outblob")
-            table = tree.read(entry / "auxblob") if "auxblob" in tree.names(entry) else b""
-            if int(tree.read(entry / "generation")) != before + writes:  # 4
-                return None
-        except OSError as error:
-            if error.errno in _RACED:
-                return None
-            raise
-        finally:
-            tree.remove(entry)  # 5
+        self._refuse_unless_ours(tree.read(entry / "provider").decode("ascii", "replace").strip())  # 2
+        before = int(tree.read(entry / "generation"))  # 3
+        writes = 1
+        if self._privlevel is not None:
+            tree.write(entry / "privlevel", str(self._privlevel).encode())
+            writes += 1
+        tree.write(entry / "inblob", data)
+        report = tree.read(entry / "outblob")
+        table = tree.read(entry / "auxblob") if "auxblob" in tree.names(entry) else b""
+        if int(tree.read(entry / "generation")) != before + writes:  # 4
+            return None
         return report, table
 
     def _refuse_unless_ours(self, found: str) -> None:

@@ -19,7 +19,13 @@ from blindbox_attestation.binding import Bound, report_data
 from blindbox_attestation.errors import PlatformNotAccepted
 from blindbox_attestation.policy import Policy
 from enclave_app.quoting import QUOTERS, QuoterName, QuoteUnavailable, find_quoter
-from enclave_app.quoting.configfs import ATTEMPTS, ConfigfsQuoter, provider, read_certificate_table
+from enclave_app.quoting.configfs import (
+    ATTEMPTS,
+    LAID_READY,
+    ConfigfsQuoter,
+    provider,
+    read_certificate_table,
+)
 from enclave_app.quoting.endorsements import MAX_EVENT_LOG, read_endorsements, read_event_log, together
 from enclave_app.quoting.simulated import SimulatedQuoter
 from tests.kit import NOON
@@ -337,3 +343,15 @@ def test_simulated_evidence_is_accepted_by_nothing_but_an_unsafe_policy(amd: Fak
     refusing: Policy = amd.policy()
     with pytest.raises(PlatformNotAccepted):
         verify(document, refusing, nonce=NONCE, now=NOON)
+
+
+def test_an_entry_that_root_laid_ready_is_used_and_stays(root: Path, amd: FakeAmd) -> None:
+    """An ordinary user can make an entry and not write to it: the virtual machine's init lays one ready."""
+    kernel = FakeConfigfs(root, amd.report)
+    kernel.make(root / LAID_READY)
+    quoter = asking(root, kernel)
+    assert provider(root, kernel) == "sev_guest"
+    for _ in range(2):
+        assert quoter.quote(BOUND).evidence[0x50:0x90] == QUESTION
+    assert kernel.entries_made == [LAID_READY]
+    assert [path.name for path in root.iterdir()] == [LAID_READY]
