@@ -10,6 +10,9 @@
 #   make soak    the figures to hold under load, printed; SOAK="G-3 --quick" (all of it takes 45 minutes)
 #   make soak-training  200 deaths of a fine-tuning and a full disk, figures printed; KILLS="--kills 20"
 #   make image   the container image
+#   make vm      the container image → a measured virtual machine in dist/vm; MODELS=FOLDER, FORMS="vhd tar.gz"
+#   make measurements  what hardware will measure of dist/vm, to dist/measurements.json (FIRMWARE_SNP, FIRMWARE_TDX)
+#   make verify-release MEASUREMENTS=FILE  builds everything again, and tells what differs from a release's file
 #
 # PYTHON       the interpreter the environment is made with (3.11 or later)
 # TORCH_INDEX  an index of CPU wheels of PyTorch, where pip's default one has only the CUDA build
@@ -109,6 +112,34 @@ soak-training: $(VENV)/.tests
 
 image:
 	TORCH_INDEX=$(TORCH_INDEX) image/build.sh $(IMAGE)
+
+# VM: more words for `python -m image.vm build`. It needs nothing installed but Python, buildah, apt and dpkg.
+MODELS ?=
+FORMS ?=
+VM ?=
+.PHONY: vm
+vm:
+	$(PYTHON) -m image.vm build $(if $(MODELS),--models "$(MODELS)") $(if $(FORMS),--forms "$(FORMS)") $(VM)
+
+# Two builds of OVMF; without them, what depends on them is left out (docs/measurements.md).
+FIRMWARE_SNP ?=
+FIRMWARE_TDX ?=
+MEASURED ?= dist/measurements.json
+.PHONY: measurements verify-release
+measurements: $(VENV)/.tests
+	$(BIN)/python -m image.measure predict --vm dist/vm --out $(MEASURED) \
+	  $(if $(FIRMWARE_SNP),--firmware-snp $(FIRMWARE_SNP)) $(if $(FIRMWARE_TDX),--firmware-tdx $(FIRMWARE_TDX))
+
+# What is wrong with the file is told before all is built, not after.
+MEASUREMENTS ?=
+verify-release: $(VENV)/.tests
+	@test -f "$(MEASUREMENTS)" || { echo "Which release? make verify-release MEASUREMENTS=measurements.json" >&2; exit 2; }
+	@$(BIN)/python -m image.measure compare "$(MEASUREMENTS)" "$(MEASUREMENTS)" >/dev/null
+	@! test "$(MEASUREMENTS)" -ef dist/rebuilt.json || { echo "$(MEASUREMENTS) would be written over" >&2; exit 2; }
+	$(MAKE) image
+	$(MAKE) vm VM="$(VM) --fresh"
+	$(MAKE) measurements MEASURED=dist/rebuilt.json
+	$(BIN)/python -m image.measure compare "$(MEASUREMENTS)" dist/rebuilt.json
 
 lock: $(VENV)/.tests
 	requirements/lock.sh

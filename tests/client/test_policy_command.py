@@ -186,6 +186,12 @@ def test_what_a_build_or_a_person_has_not_said_is_named_and_not_filled_in(
     [
         ("", ("snp",), "not JSON"),
         ("[]", ("snp",), "not a JSON object"),
+        (json.dumps(BUILT)[:-9], ("snp",), "cut short, after"),
+        (json.dumps({**BUILT, "version": 2}), ("snp",), "of version '2', and version 1 is read here"),
+        (json.dumps({**BUILT, "version": True}), ("snp",), "of version 'True'"),
+        (json.dumps({**BUILT, "version": [{}] * 99}), ("snp",), "of version '[{}, "),
+        (json.dumps({"version": 1, **LEAST}), ("snp",), "this is a policy already"),
+        ('{"version": 1, "any_of": []}', ("snp",), "this is a policy already"),
         ("{}", ("rome",), "can be made for"),
         ('{"snp_launch_digest": {"by_vcpus": {"four": "00"}}}', ("snp",), "expected names as"),
         ('{"snp_launch_digest": {"by_vcpus": {"EPYC-Genoa x4": "00"}}}', ("snp",), "48 bytes"),

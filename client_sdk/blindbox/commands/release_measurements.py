@@ -21,6 +21,9 @@ from blindbox_attestation.strict_json import JsonRefused
 
 MAX_FILE: Final = 4 * 1024 * 1024
 
+VERSION: Final = 1
+_ONLY_IN_POLICIES: Final = frozenset({"snp", "azure_snp", "azure_tdx", "gcp", "tpm", "any_of", "all_of"})
+
 DEFAULT_PROCESSORS: Final = ("Genoa", "Turin")
 """Milan's attestation keys have been extracted in software; it has to be asked for."""
 
@@ -46,9 +49,19 @@ class Measurements:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
+            if data.count(b"{") > data.count(b"}"):
+                raise InvalidPolicy(f"the measurements are cut short, after {len(data)} bytes") from error
             raise InvalidPolicy("the measurements are not JSON; the build prints them") from error
         if not isinstance(value, dict):
             raise InvalidPolicy("the measurements are not a JSON object")
+        if _ONLY_IN_POLICIES & set(value):
+            raise InvalidPolicy("this is a policy already, and no measurements; `blindbox trust` takes it")
+        version = value.get("version", VERSION)  # what people put together themselves has none
+        if version != VERSION or isinstance(version, bool):
+            raise InvalidPolicy(
+                f"the measurements are of version {str(version)[:32]!a}, and version {VERSION} is read here: "
+                "take the client of the release that printed them"
+            )
         self._value: dict[str, Any] = value
 
     def table(self, path: str, why: str) -> dict[str, str]:
