@@ -367,7 +367,7 @@ def words() -> Iterator[tuple[str, dict[str, str]]]:
     yield "$NAME-$OTHER", {"NAME": '"`\\'}
 
 
-@pytest.mark.parametrize(("word", "known"), words())
+@pytest.mark.parametrize(("word", "known"), list(words()))
 def test_a_word_reaches_its_program_as_it_was_meant(word: str, known: dict[str, str]) -> None:
     told = {"NAME": "one two", "OTHER": "*", "NAME_AND": "and"}
     done = subprocess.run(
