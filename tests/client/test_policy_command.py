@@ -122,6 +122,37 @@ def test_one_policy_may_name_several_platforms(capsys: pytest.CaptureFixture[str
     assert found.nitro.pcrs[0] == {bytes.fromhex("88" * 48)}
 
 
+def test_secure_boot_is_asked_about_on_demand_since_the_program_is_named_by_its_hash(
+    capsys: pytest.CaptureFixture[str], built: Path
+) -> None:
+    asked = ("--platform", "tpm", "--platform", "azure_snp", "--ak-key", "ff" * 32, "--paravisor", "ee" * 48)
+    for word, options in (("unchecked", ()), ("required", ("--secure-boot", "required"))):
+        found = made(capsys, built, *asked, *options)
+        assert found.tpm is not None
+        assert found.azure_snp is not None
+        assert {
+            found.tpm.boot.secure_boot,
+            found.azure_snp.boot.secure_boot,
+            found.azure_snp.secure_boot,
+        } == {word}
+
+
+def test_the_settings_that_are_accepted_can_be_named(capsys: pytest.CaptureFixture[str], built: Path) -> None:
+    """S-31: by their digest, or as those that the image has of its own."""
+    assert made(capsys, built, "--platform", "snp").config_digests is None
+    told = json.loads(built.read_text())
+    built.write_text(json.dumps({**told, "settings": {"config_digest": "0a" * 48}}))
+    found = made(
+        capsys, built, "--platform", "snp", "--config-digest", "default", "--config-digest", "0b" * 48
+    )
+    assert found.config_digests == {b"\x0a" * 48, b"\x0b" * 48}
+    built.write_text(json.dumps(told))
+    assert "settings.config_digest" in complaint(
+        capsys, built, "--platform", "snp", "--config-digest", "default"
+    )
+    assert "--config-digest" in complaint(capsys, built, "--platform", "snp", "--config-digest", "0b")
+
+
 def test_where_a_tpm_measures_the_program_its_registers_are_named(
     capsys: pytest.CaptureFixture[str], built: Path
 ) -> None:

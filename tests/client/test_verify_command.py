@@ -128,11 +128,11 @@ def test_simulated_evidence_is_never_called_proved(
     assert (report["verdict"], report["simulated"]) == ("refused", True)
     assert report["error"]["code"] == "simulated-evidence"
     monkeypatch.setattr(SealedAdapter, "policy_for", lambda *a: policy)
-    assert cli.main(["verify", enclave.origin]) == cli.DONE
+    assert cli.main(["verify", enclave.origin]) == cli.NOT_PROVED
     told = capsys.readouterr().out
     assert "SIMULATED: nothing was proved" in told
     assert "proved: " not in told
-    assert cli.main(["verify", enclave.origin, "--json"]) == cli.DONE
+    assert cli.main(["verify", enclave.origin, "--json"]) == cli.NOT_PROVED
     report = json.loads(capsys.readouterr().out)
     assert (report["verdict"], report["simulated"]) == ("simulated", True)
 

@@ -637,7 +637,7 @@ def test_a_failed_training_leaves_the_previous_adapter_answering(
     assert "canary" not in plain.text + streamed.text + caplog.text
     assert client.post("/inference", json={"input_text": "x"}).json() == before
     rooms.foreman.bench.trainer = CountingTrainer()
-    assert client.post("/finetune", json=lesson(made, epochs=9)).status_code == 200
+    assert client.post("/finetune", json=lesson(made, epochs=4)).status_code == 200
     assert client.post("/inference", json={"input_text": "x"}).json() != before
 
 

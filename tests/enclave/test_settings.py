@@ -51,6 +51,7 @@ def test_every_field_can_be_set_and_is_read_as_its_type() -> None:
             "BLINDBOX_MAX_NEW_TOKENS": "7",
             "BLINDBOX_MAX_UPLOAD_BYTES": "1000",
             "BLINDBOX_MAX_FILES": "2",
+            "BLINDBOX_MAX_STORED_BYTES": "2000000",
             "BLINDBOX_RETENTION_DAYS": "30",
             "BLINDBOX_MAX_TRAINING_ROWS": "3",
             "BLINDBOX_MAX_TRAINING_TOKENS": "64",

@@ -83,6 +83,18 @@ def add(commands: Any) -> None:
     )
     made.add_argument("--ak-key", action="append", metavar="HEX", help="tpm: SHA-256 of a TPM's public key")
     made.add_argument("--project", action="append", metavar="ID", help="tpm: a project of Google's cloud")
+    made.add_argument(
+        "--secure-boot",
+        choices=("unchecked", "required"),
+        default="unchecked",
+        help="azure_…, tpm: the program is named by its hash, so that it need not be signed (%(default)s)",
+    )
+    made.add_argument(
+        "--config-digest",
+        action="append",
+        metavar="HEX",
+        help="the settings at run time that are accepted; `default`: the image's own; any unless given",
+    )
     made.set_defaults(run=_from_measurements)
 
 
@@ -195,6 +207,8 @@ def _from_measurements(options: argparse.Namespace) -> int:
         paravisors=tuple(options.paravisor or ()),
         ak_keys=tuple(options.ak_key or ()),
         projects=tuple(options.project or ()),
+        secure_boot=options.secure_boot,
+        config_digests=tuple(options.config_digest or ()),
     )
     policy = policy_for(tuple(dict.fromkeys(options.platform)), Measurements(data), wishes)
     print(json.dumps(json.loads(policy.to_json()), indent=2))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from blindbox_attestation.errors import InvalidPolicy
-from blindbox_attestation.policy import PARTS, Policy
+from blindbox_attestation.policy import CONFIG_DIGESTS, PARTS, Policy
 from blindbox_attestation.snp import minimum_tcb
 from blindbox_attestation.snp.tcb import LAYOUTS, family_named
 from blindbox_attestation.strict_json import JsonRefused
@@ -40,6 +40,8 @@ class Wishes:
     paravisors: tuple[str, ...] = ()
     ak_keys: tuple[str, ...] = ()
     projects: tuple[str, ...] = ()
+    secure_boot: str = "unchecked"
+    config_digests: tuple[str, ...] = ()
 
 
 class Measurements:
@@ -93,7 +95,22 @@ def policy_for(platforms: tuple[str, ...], told: Measurements, wishes: Wishes) -
             parts[key] = PARTS[key].read(value, key)
         except JsonRefused as error:
             raise InvalidPolicy(f"measurements and options make no policy: {error}") from error
-    return Policy(**parts)
+    return Policy(**parts, config_digests=_settings(told, wishes))
+
+
+def _settings(told: Measurements, wishes: Wishes) -> frozenset[bytes] | None:
+    """The settings that are named; `default` stands for those that the image has if nobody gives any."""
+    if not wishes.config_digests:
+        return None
+    why = "--config-digest default stands for the image's own settings"
+    named = {
+        told.text("settings.config_digest", why) if one == "default" else one for one in wishes.config_digests
+    }
+    try:
+        found: frozenset[bytes] = CONFIG_DIGESTS.read(sorted(named), "--config-digest")
+    except JsonRefused as error:
+        raise InvalidPolicy(str(error)) from error
+    return found
 
 
 def _snp(told: Measurements, wishes: Wishes) -> dict[str, Any]:
@@ -117,7 +134,7 @@ def _azure_snp(told: Measurements, wishes: Wishes) -> dict[str, Any]:
         "measurements": _paravisors("azure_snp", wishes),
         "minimum_tcb": _collected_floors(wishes.processors),
     }
-    return {"snp": processor, "boot": _boot(told)}
+    return {"snp": processor, "secure_boot": wishes.secure_boot, "boot": _boot(told, wishes)}
 
 
 def _azure_tdx(told: Measurements, wishes: Wishes) -> dict[str, Any]:
@@ -125,7 +142,7 @@ def _azure_tdx(told: Measurements, wishes: Wishes) -> dict[str, Any]:
         "mrtd": _paravisors("azure_tdx", wishes),
         "minimum_tcb_evaluation": _evaluation("azure_tdx", wishes),
     }
-    return {"tdx": processor, "boot": _boot(told)}
+    return {"tdx": processor, "secure_boot": wishes.secure_boot, "boot": _boot(told, wishes)}
 
 
 def _tpm(told: Measurements, wishes: Wishes) -> dict[str, Any]:
@@ -134,7 +151,7 @@ def _tpm(told: Measurements, wishes: Wishes) -> dict[str, Any]:
             "tpm needs --ak-key (SHA-256 of a TPM's attestation key) or --project (of Google's): "
             "without one, any machine of that cloud passes"
         )
-    part: dict[str, Any] = {"boot": _boot(told)}
+    part: dict[str, Any] = {"boot": _boot(told, wishes)}
     if wishes.ak_keys:
         part["ak_keys"] = sorted(set(wishes.ak_keys))
     if wishes.projects:
@@ -142,12 +159,19 @@ def _tpm(told: Measurements, wishes: Wishes) -> dict[str, Any]:
     return part
 
 
-def _boot(told: Measurements) -> dict[str, Any]:
+def _boot(told: Measurements, wishes: Wishes) -> dict[str, Any]:
+    """
+    Registers by their values. Secure Boot is asked about only on demand: the program is not signed, and PCR4
+    names it by its hash, whoever might have signed another.
+    """
     why = "PCR4 measures the kernel image that was started"
     pcrs = told.table("pcr.sha256", why)
     if "4" not in pcrs:
         raise _missing("pcr.sha256.4", why)
-    return {"pcrs": {register: [value] for register, value in pcrs.items()}}
+    return {
+        "pcrs": {register: [value] for register, value in pcrs.items()},
+        "secure_boot": wishes.secure_boot,
+    }
 
 
 def _paravisors(key: str, wishes: Wishes) -> list[str]:
