@@ -194,7 +194,8 @@ def test_a_part_that_the_disk_spoiled_is_sent_again(api: Api, enclave: RunningEn
     def spoil(sent: int, _: int) -> None:
         if sent == 3 * PIECE and not spoiled:
             for path in enclave.app._rooms.store.root.rglob("part-*"):  # type: ignore[attr-defined]
-                path.write_bytes(path.read_bytes()[:-1] + b"x")
+                data = path.read_bytes()
+                path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
                 spoiled.append(path)
 
     name = upload(api, io.BytesIO(data), "r.jsonl", on_progress=spoil)

@@ -237,7 +237,7 @@ def test_the_constant_answer_is_the_same_on_the_wire() -> None:
             b"",
             b"\x00" * 7,
             good[:-1],
-            good[:-1] + b"\x00",
+            good[:-1] + bytes([good[-1] ^ 1]),
             bytes([good[0] ^ 1]) + good[1:],
             good * 2,
         ):

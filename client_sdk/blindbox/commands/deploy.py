@@ -224,9 +224,7 @@ def _run_one(step: Step, known: dict[str, str]) -> str | None:
         return None
     text = done.stdout.decode("utf-8", "replace").strip()
     if step.prints is not None and not re.fullmatch(step.prints, text):
-        return (
-            filled(step.otherwise, known) if step.otherwise else f"{command[0]} printed {plain(text[:200])!r}"
-        )
+        return filled(step.or_else, known) if step.or_else else f"{command[0]} printed {plain(text[:200])!r}"
     if step.keeps is not None:
         known[step.keeps] = text
     return None

@@ -46,14 +46,14 @@ class Step:
     """
     One command. What it prints is kept under the name `keeps`, if all of it is of the form `prints`.
 
-    Without a name it has to print just that, or nothing goes on: `otherwise` says why.
+    Without a name it has to print just that, or nothing goes on: `or_else` says why.
     """
 
     about: str
     words: tuple[str, ...]
     keeps: str | None = None
     prints: str | None = None  # a regular expression, POSIX's extended ones as bash has them
-    otherwise: str = ""
+    or_else: str = ""
     pipe: tuple[str, ...] = ()
     into: str | None = None
 
@@ -152,7 +152,7 @@ def script(plan: Plan, steps: tuple[Step, ...], known: Mapping[str, str], head: 
             first, *more = shell(step, {})
             lines += [f"printed=$({first}", *more]
             lines[-1] += ")"
-            why = quoted(step.otherwise, {})
+            why = quoted(step.or_else, {})
             lines.append(f'[ "$printed" = {shlex.quote(step.prints)} ] || {{ echo {why} >&2; exit 1; }}')
             continue
         lines += shell(step, {})

@@ -198,7 +198,7 @@ def _azure(size: str, *judged_by: str, platform: str) -> Plan:
                 "see that the resource group is not there yet: removing will remove all that is in it",
                 ("az", "group", "exists", "--name", "$RESOURCE_GROUP", *_FIELD),
                 prints="false",
-                otherwise="the resource group $RESOURCE_GROUP is there already: name another one",
+                or_else="the resource group $RESOURCE_GROUP is there already: name another one",
             ),
             Step(
                 "make it, and mark it as made here",
@@ -369,7 +369,7 @@ def _azure(size: str, *judged_by: str, platform: str) -> Plan:
                 "see that the resource group was made here",
                 ("az", "group", "show", "--name", "$RESOURCE_GROUP", "--query", "tags.blindbox", *_FIELD),
                 prints="deployed",
-                otherwise="the resource group $RESOURCE_GROUP was not made here: see yourself what is in it",
+                or_else="the resource group $RESOURCE_GROUP was not made here: see yourself what is in it",
             ),
             Step(
                 "remove the resource group, and with it all that was made",
