@@ -11,6 +11,7 @@
 #   make soak-training  200 deaths of a fine-tuning and a full disk, figures printed; KILLS="--kills 20"
 #   make image   the container image
 #   make vm      the container image → a measured virtual machine in dist/vm; MODELS=FOLDER, FORMS="vhd tar.gz"
+#   make vm-run  boots dist/vm in QEMU with a TPM in software and says how to prove it; RUN="--settings FILE"
 #   make measurements  what hardware will measure of dist/vm, to dist/measurements.json (FIRMWARE_SNP, FIRMWARE_TDX)
 #   make verify-release MEASUREMENTS=FILE  builds everything again, and tells what differs from a release's file
 #
@@ -28,7 +29,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ROOMS := attestation client_sdk data enclave_app tests bench image
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz mutation check format bench bench-peers soak soak-training image lock clean
+.PHONY: help demo test test-slow fuzz mutation check format bench bench-peers soak soak-training image lock clean vm-run
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -126,6 +127,9 @@ FIRMWARE_SNP ?=
 FIRMWARE_TDX ?=
 MEASURED ?= dist/measurements.json
 .PHONY: measurements verify-release
+vm-run: $(VENV)/.runs
+	$(BIN)/python -m image.vm run $(RUN)
+
 measurements: $(VENV)/.tests
 	$(BIN)/python -m image.measure predict --vm dist/vm --out $(MEASURED) \
 	  $(if $(FIRMWARE_SNP),--firmware-snp $(FIRMWARE_SNP)) $(if $(FIRMWARE_TDX),--firmware-tdx $(FIRMWARE_TDX))

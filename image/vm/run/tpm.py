@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from enclave_app.quoting.tpm import attestation_key
-from enclave_app.quoting.tpm_commands import Tpm
+from enclave_app.quoting.tpm_commands import Tpm, Transport
 
 from ..errors import FailedProgram
 from ..programs import find, ours
@@ -40,12 +40,18 @@ def manufacture(state: Path) -> None:
 
 def key_digest(state: Path, kind: str = "ecc") -> bytes:
     """SHA-256 of the SubjectPublicKeyInfo of the attestation key: what `--ak-key` of a policy takes."""
+    with switched_on(state) as transport:
+        return hashlib.sha256(attestation_key(Tpm(transport), kind).public_bytes()).digest()
+
+
+@contextmanager
+def switched_on(state: Path) -> Iterator[Transport]:
+    """The TPM without a machine around it, for commands of this host."""
     with _socket_folder() as folder:
-        server, control = folder / "tpm", folder / SOCKET
+        server = folder / "tpm"
         options = ["--server", f"type=unixio,path={server}", "--flags", "not-need-init,startup-clear"]
-        with _running(state, control, *options):
-            tpm = Tpm(_Socket(server))
-            return hashlib.sha256(attestation_key(tpm, kind).public_bytes()).digest()
+        with _running(state, folder / SOCKET, *options):
+            yield _Socket(server)
 
 
 @contextmanager
