@@ -189,6 +189,7 @@ def test_another_image_is_another_root(built: Path, tmp_path: Path) -> None:
 
 
 def test_a_build_that_fails_leaves_what_was_there(name: str, tmp_path: Path) -> None:
+    pinned_tree()
     out = tmp_path / "vm"
     build(Wanted(image=name, out=out))
     before = digests(out)
@@ -208,6 +209,7 @@ def test_a_folder_that_is_no_build_is_not_overwritten(name: str, tmp_path: Path)
 
 
 def test_models_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
+    pinned_tree()
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "weights").symlink_to("/etc/passwd")
@@ -223,6 +225,7 @@ def test_models_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> No
 
 
 def test_an_unknown_image_or_form_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pinned_tree()
     from image.vm.__main__ import main
 
     out = str(tmp_path / "vm")

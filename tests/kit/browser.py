@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request, expect, sync_playwright
+
+from tests.kit.debian import apt_get
 
 PATIENCE_MS = 20_000  # of a machine that is busy with other tests
 
@@ -38,8 +39,8 @@ def need_chromium() -> str:
     if os.environ.get("CI") != "true" and os.environ.get("BLINDBOX_INSTALL") != "1":
         pytest.skip("no chromium here (BLINDBOX_INSTALL=1 lets this test install it)")
     for command in (["update"], ["install", "-y", "chromium", "fonts-dejavu-core"]):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", *command], env=environment, check=True, capture_output=True)
+        done = apt_get(*command)
+        assert done.returncode == 0, done.stderr
     return shutil.which("chromium") or "chromium"
 
 

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+
+@contextmanager
+def alone_with_apt() -> Iterator[None]:
+    """Tests run side by side, and apt refuses a second one of its kind: each waits for its turn."""
+    with (Path(tempfile.gettempdir()) / "blindbox-tests-apt.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
+def apt_get(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`apt-get` without a question, and without starting the services that it brings."""
+    # RUNLEVEL: a package that starts its service at once would take port 80.
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    words = ["apt-get", "-o", "DPkg::Lock::Timeout=300", *arguments]
+    with alone_with_apt():
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
 
 def need(program: str, package: str | None = None) -> None:
@@ -15,10 +37,7 @@ def need(program: str, package: str | None = None) -> None:
         return
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         pytest.skip(f"no {program} here, and no apt-get as root to install it with")
-    # RUNLEVEL: a package that starts its service at once would take port 80.
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    install = ["install", "-y", "-qq", "--no-install-recommends", package or program]
-    for command in (["update", "-qq"], install):
-        done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, check=False)
-        if done.returncode:
+    install = ("install", "-y", "-qq", "--no-install-recommends", package or program)
+    for command in (("update", "-qq"), install):
+        if apt_get(*command).returncode:
             pytest.skip(f"no {program} here, and it cannot be installed")

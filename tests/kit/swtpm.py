@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 
 from enclave_app.quoting.tpm_commands import Tpm
+from tests.kit.debian import apt_get
 from tests.kit.process import free_port
 
 PACKAGES = {"swtpm": "swtpm", "swtpm_setup": "swtpm-tools", "tpm2_pcrextend": "tpm2-tools"}
@@ -112,8 +113,8 @@ def need_swtpm() -> None:
     if os.environ.get("CI") != "true" and os.environ.get("BLINDBOX_INSTALL") != "1":
         pytest.skip(f"no {', '.join(missing())} here (BLINDBOX_INSTALL=1 lets this test install them)")
     for command in (["update"], ["install", "-y", *PACKAGES.values()]):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", *command], env=environment, check=True, capture_output=True)
+        done = apt_get(*command)
+        assert done.returncode == 0, done.stderr
 
 
 def _manufacture(state: Path) -> None:

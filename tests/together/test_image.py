@@ -26,6 +26,7 @@ import pytest
 
 import blindbox
 import blindbox.requests as requests
+from tests.kit.debian import apt_get
 from tests.kit.process import free_port as another_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,7 +209,10 @@ def image() -> str:
             pytest.skip(f"no {', '.join(missing)} here, and no apt-get to install them with")
         if not asked_to_install():
             pytest.skip(f"no {', '.join(missing)} here (BLINDBOX_INSTALL=1 lets this test install them)")
-        options.append("--install")
+        tools = ("buildah", "podman", "runc", "netavark", "aardvark-dns", "iptables", "mmdebstrap")
+        for command in (("update",), ("install", "-y", "--no-install-recommends", *tools)):
+            installed = apt_get(*command)
+            assert installed.returncode == 0, installed.stderr
     if "BASE" not in os.environ:
         options.append("--stand-in")
     build = ["sh", str(ROOT / "image" / "build.sh"), *options, "--tag", TAG, "--build-arg", "DEMO=1"]
