@@ -358,10 +358,7 @@ def _azure(size: str, *judged_by: str, platform: str) -> Plan:
             ),
         ),
         check=(
-            _policy(
-                *("--platform", platform, *judged_by, "--paravisor", "$PARAVISOR"),
-                after=f'.{platform}.secure_boot = "unchecked" | .{platform}.boot.secure_boot = "unchecked"',
-            ),
+            _policy("--platform", platform, *judged_by, "--paravisor", "$PARAVISOR"),
             *_judged("80"),
         ),
         remove=(
@@ -490,8 +487,6 @@ def _gcp(
     )
 
 
-_UNCHECKED: Final = '.tpm.boot.secure_boot = "unchecked"'
-
 GCP_TDX: Final = _gcp(
     *("c3-standard-4", "TDX"),
     more=(
@@ -508,7 +503,7 @@ GCP_TDX: Final = _gcp(
 GCP_SNP: Final = _gcp(
     *("n2d-standard-4", "SEV_SNP", "--min-cpu-platform", "AMD Milan"),
     more=(),
-    check=(_policy("--platform", "tpm", "--project", "$PROJECT", after=_UNCHECKED),),
+    check=(_policy("--platform", "tpm", "--project", "$PROJECT"),),
 )
 
 # ── AWS ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -614,7 +609,7 @@ AWS: Final = Plan(
             prints=_IPV4,
         ),
     ),
-    check=(_policy("--platform", "tpm", "--ak-key", "$AK_KEY", after=_UNCHECKED), *_judged("80")),
+    check=(_policy("--platform", "tpm", "--ak-key", "$AK_KEY"), *_judged("80")),
     remove=(
         Step(
             "find the machine, by what it was marked with",
