@@ -11,7 +11,6 @@ otherwise the tests that need it are skipped and say why.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +19,9 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request, expect, sync_playwright
 
-from tests.kit.debian import apt_get
+from tests.kit.debian import install_if_asked
 
 PATIENCE_MS = 20_000  # of a machine that is busy with other tests
 
@@ -31,16 +29,8 @@ PATIENCE_MS = 20_000  # of a machine that is busy with other tests
 @cache
 def need_chromium() -> str:
     """Its path; the test is skipped if there is none and it may not be installed."""
-    found = shutil.which("chromium")
-    if found:
-        return found
-    if shutil.which("apt-get") is None or os.geteuid() != 0:
-        pytest.skip("no chromium here, and no apt-get as root to install it with")
-    if os.environ.get("CI") != "true" and os.environ.get("BLINDBOX_INSTALL") != "1":
-        pytest.skip("no chromium here (BLINDBOX_INSTALL=1 lets this test install it)")
-    for command in (["update"], ["install", "-y", "chromium", "fonts-dejavu-core"]):
-        done = apt_get(*command)
-        assert done.returncode == 0, done.stderr
+    if shutil.which("chromium") is None:
+        install_if_asked(["chromium"], "chromium", "fonts-dejavu-core")
     return shutil.which("chromium") or "chromium"
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,3 +41,20 @@ def need(program: str, package: str | None = None) -> None:
     for command in (("update", "-qq"), install):
         if apt_get(*command).returncode:
             pytest.skip(f"no {program} here, and it cannot be installed")
+
+
+def install_if_asked(missing: Sequence[str], *options_and_packages: str) -> None:
+    """
+    Have the programs, which are many megabytes: installed if that was asked for (`CI=true` or
+    `BLINDBOX_INSTALL=1`), and otherwise the test is skipped and says why. Nothing is done if none is missing.
+    """
+    if not missing:
+        return
+    named = ", ".join(missing)
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        pytest.skip(f"no {named} here, and no apt-get as root to install with")
+    if os.environ.get("CI") != "true" and os.environ.get("BLINDBOX_INSTALL") != "1":
+        pytest.skip(f"no {named} here (BLINDBOX_INSTALL=1 lets this test install)")
+    for command in (("update",), ("install", "-y", *options_and_packages)):
+        done = apt_get(*command)
+        assert done.returncode == 0, done.stderr

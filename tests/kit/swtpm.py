@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import tempfile
 import time
@@ -25,10 +24,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from enclave_app.quoting.tpm_commands import Tpm
-from tests.kit.debian import apt_get
+from image.vm.run.tpm import exchange
+from tests.kit.debian import install_if_asked
 from tests.kit.process import free_port
 
 PACKAGES = {"swtpm": "swtpm", "swtpm_setup": "swtpm-tools", "tpm2_pcrextend": "tpm2-tools"}
@@ -46,14 +44,7 @@ class Socket:
 
     def transmit(self, command: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self._port), timeout=30) as connection:
-            connection.sendall(command)
-            response = b""
-            while len(response) < 10 or len(response) < struct.unpack_from(">I", response, 2)[0]:
-                piece = connection.recv(4096)
-                if not piece:
-                    raise ConnectionError("the TPM is gone")
-                response += piece
-            return response
+            return exchange(connection, command)
 
     def close(self) -> None:
         pass
@@ -106,15 +97,7 @@ def missing() -> list[str]:
 @cache
 def need_swtpm() -> None:
     """Skip the test if there is no swtpm and it may not be installed."""
-    if not missing():
-        return
-    if shutil.which("apt-get") is None or os.geteuid() != 0:
-        pytest.skip(f"no {', '.join(missing())} here, and no apt-get as root to install them with")
-    if os.environ.get("CI") != "true" and os.environ.get("BLINDBOX_INSTALL") != "1":
-        pytest.skip(f"no {', '.join(missing())} here (BLINDBOX_INSTALL=1 lets this test install them)")
-    for command in (["update"], ["install", "-y", *PACKAGES.values()]):
-        done = apt_get(*command)
-        assert done.returncode == 0, done.stderr
+    install_if_asked(missing(), *PACKAGES.values())
 
 
 def _manufacture(state: Path) -> None:

@@ -26,7 +26,7 @@ import pytest
 
 import blindbox
 import blindbox.requests as requests
-from tests.kit.debian import apt_get
+from tests.kit.debian import install_if_asked
 from tests.kit.process import free_port as another_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,27 +192,15 @@ def podman(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def asked_to_install() -> bool:
-    """Installing system packages is for CI, or for who says so."""
-    return os.environ.get("CI") == "true" or os.environ.get("BLINDBOX_INSTALL") == "1"
-
-
 @pytest.fixture(scope="module")
 def image() -> str:
     """The demo's image, built from this checkout by image/build.sh."""
     if os.geteuid() != 0:
         pytest.skip("building without a daemon needs root here")
     missing = [tool for tool in ("buildah", "podman", "runc") if shutil.which(tool) is None]
+    tools = ("buildah", "podman", "runc", "netavark", "aardvark-dns", "iptables", "mmdebstrap")
+    install_if_asked(missing, "--no-install-recommends", *tools)
     options = []
-    if missing:
-        if shutil.which("apt-get") is None:
-            pytest.skip(f"no {', '.join(missing)} here, and no apt-get to install them with")
-        if not asked_to_install():
-            pytest.skip(f"no {', '.join(missing)} here (BLINDBOX_INSTALL=1 lets this test install them)")
-        tools = ("buildah", "podman", "runc", "netavark", "aardvark-dns", "iptables", "mmdebstrap")
-        for command in (("update",), ("install", "-y", "--no-install-recommends", *tools)):
-            installed = apt_get(*command)
-            assert installed.returncode == 0, installed.stderr
     if "BASE" not in os.environ:
         options.append("--stand-in")
     build = ["sh", str(ROOT / "image" / "build.sh"), *options, "--tag", TAG, "--build-arg", "DEMO=1"]

@@ -92,6 +92,18 @@ def _running(state: Path, control: Path, *options: str) -> Iterator[None]:
         process.wait()
 
 
+def exchange(connection: socket.socket, command: bytes) -> bytes:
+    """One command to swtpm and its whole response: the size is in the head (TPM 2.0 Library, Part 1)."""
+    connection.sendall(command)
+    response = b""
+    while len(response) < 10 or len(response) < struct.unpack_from(">I", response, 2)[0]:
+        piece = connection.recv(4096)
+        if not piece:
+            raise ConnectionError("the TPM is gone")
+        response += piece
+    return response
+
+
 class _Socket:
     """swtpm's socket for commands; each has a connection of its own."""
 
@@ -102,14 +114,7 @@ class _Socket:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE)
             connection.connect(str(self._path))
-            connection.sendall(command)
-            response = b""
-            while len(response) < 10 or len(response) < struct.unpack_from(">I", response, 2)[0]:
-                piece = connection.recv(4096)
-                if not piece:
-                    raise ConnectionError("the TPM is gone")
-                response += piece
-            return response
+            return exchange(connection, command)
 
     def close(self) -> None:
         pass
