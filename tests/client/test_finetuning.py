@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 import threading
 import time
 import zipfile
@@ -250,9 +251,42 @@ def test_a_training_that_breaks_says_why() -> None:
 # ── watching ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_waiting_shows_how_far_it_is(enclave: RunningEnclave, capsys: pytest.CaptureFixture[str]) -> None:
-    tuned(enclave, name="seen").wait()
-    shown = capsys.readouterr().err
+class Read(CountingTrainer):
+    """Goes on from its second step only when somebody has seen a step on the screen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+
+    def train(self, task: Task, stopped: Any) -> Iterator[Any]:
+        for item in super().train(task, stopped):
+            yield item
+            if isinstance(item, Progress) and item.step == 2:
+                assert self.seen.wait(120)
+
+
+class Screen(io.StringIO):
+    """Where progress is written; `seen` is set by the first line that tells of a step."""
+
+    def __init__(self, seen: threading.Event) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def write(self, text: str) -> int:
+        if "training" in text:
+            self._seen.set()
+        return super().write(text)
+
+
+def test_waiting_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Read()
+    screen = Screen(trainer.seen)
+    with whole_app(trainer=trainer) as enclave:
+        job = tuned(enclave, name="seen")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", screen)
+            job.wait()
+    shown = screen.getvalue()
     assert "training" in shown
     assert "at its end  9/9  loss 0.100" in shown
     assert "succeeded: ft:echo:seen:" in shown
