@@ -68,7 +68,8 @@ def find_quoter(
     The quoter of that name, once it is known to answer; `auto` takes what the machine has (see `machine.py`).
 
     A machine that has TEE hardware never runs simulated, whatever was asked for. A TPM by itself is no such
-    hardware: it is used when it is asked for by name, since its word is as good as its hypervisor's.
+    hardware, since its word is as good as its hypervisor's: it is used when it is asked for by name, and in
+    the measured virtual machine where there is nothing better.
     """
     from enclave_app.quoting.machine import Machine
 

@@ -502,3 +502,20 @@ def test_a_plain_tpm_is_used_when_it_is_asked_for_and_never_by_itself(tpm: Softw
     tpm.forget_keys()
     with pytest.raises(QuoteUnavailable, match="no confidential VM of Azure"):
         find_quoter("az-snp-vtpm", machine=machine)
+
+
+def test_the_measured_machine_proves_itself_by_its_tpm_and_simulates_nothing(
+    tpm: SoftwareTpm, tmp_path: Path
+) -> None:
+    """C-21: what was started from a root hash on the command line has nothing to hide behind a simulation."""
+    words = tmp_path / "cmdline"
+    words.write_text("console=ttyS0 panic=-1 blindbox.root=ab,cd,7\n")
+    machine = bare_machine(open_tpm=tpm.open, command_line=words)
+    assert find_quoter("auto", machine=machine).platform == "tpm"
+    with pytest.raises(QuoteUnavailable, match="this machine can prove itself .tpm."):
+        find_quoter("simulated", machine=machine)
+    for name in ("auto", "tpm"):  # and without one it does not start
+        with pytest.raises(QuoteUnavailable, match="TPM"):
+            find_quoter(name, machine=bare_machine(command_line=words))
+    words.write_text("console=ttyS0 not.blindbox.root=ab,cd,7 root=/dev/vda1\n")
+    assert find_quoter("auto", machine=machine).platform == "simulated"

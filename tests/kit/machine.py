@@ -28,5 +28,6 @@ def bare_machine(**doors: Any) -> Machine:
         "metadata": "http://127.0.0.1:9",
         "nsm": NOWHERE,
         "launcher": NOWHERE,
+        "command_line": NOWHERE,
     }
     return Machine(**(nowhere | doors))
