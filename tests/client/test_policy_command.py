@@ -173,6 +173,18 @@ def test_where_a_tpm_measures_the_program_its_registers_are_named(
     assert (found.tpm.projects, found.tpm.ak_keys) == ({"ours"}, {b"\xff" * 32})
 
 
+def test_a_clouds_firmware_takes_the_place_of_the_builds_own(
+    capsys: pytest.CaptureFixture[str], built: Path
+) -> None:
+    asked = ("--platform", "tdx", "--tcb-evaluation", "18", "--mrtd", "ab" * 48, "--mrtd", "cd" * 48)
+    for file in (built, without(built, "tdx", "mrtd")):
+        found = made(capsys, file, *asked)
+        assert found.tdx is not None
+        assert found.tdx.mrtd == {b"\xab" * 48, b"\xcd" * 48}
+        assert found.tdx.rtmrs
+    assert "mrtd" in complaint(capsys, built, *asked[:4], "--mrtd", "ab")
+
+
 def test_a_policy_can_be_made_for_every_platform_there_is() -> None:
     assert set(PLATFORMS) == set(PARTS)
 

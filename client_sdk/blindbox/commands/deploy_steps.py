@@ -54,7 +54,6 @@ class Step:
     keeps: str | None = None
     prints: str | None = None  # a regular expression, POSIX's extended ones as bash has them
     or_else: str = ""
-    pipe: tuple[str, ...] = ()
     into: str | None = None
 
 
@@ -69,7 +68,7 @@ class Plan:
 
     def named(self, *phases: tuple[Step, ...]) -> set[str]:
         """The values that these steps need."""
-        words = [word for phase in phases for step in phase for word in (*step.words, *step.pipe)]
+        words = [word for phase in phases for step in phase for word in step.words]
         return set(_NAME.findall(" ".join(words))) & {value.name for value in self.values}
 
     def programs(self, *phases: tuple[Step, ...]) -> list[str]:
@@ -90,10 +89,6 @@ def filled(text: str, known: Mapping[str, str]) -> str:
 def shell(step: Step, known: Mapping[str, str]) -> list[str]:
     """The command as lines for a shell. What is known stands in it, quoted; what is not keeps its name."""
     lines = _folded([quoted(word, known) for word in step.words])
-    if step.pipe:
-        lines[-1] += " \\"
-        first, *more = _folded([quoted(word, known) for word in step.pipe])
-        lines += [f"    | {first}", *more]
     if step.into is not None:
         lines[-1] += f" > {shlex.quote(step.into)}"
     if step.keeps is not None:

@@ -81,6 +81,12 @@ def add(commands: Any) -> None:
     made.add_argument(
         "--paravisor", action="append", metavar="HEX", help="azure_…: measurement of Microsoft's firmware"
     )
+    made.add_argument(
+        "--mrtd",
+        action="append",
+        metavar="HEX",
+        help="tdx: of a cloud's firmware, in place of the build's own",
+    )
     made.add_argument("--ak-key", action="append", metavar="HEX", help="tpm: SHA-256 of a TPM's public key")
     made.add_argument("--project", action="append", metavar="ID", help="tpm: a project of Google's cloud")
     made.add_argument(
@@ -205,6 +211,7 @@ def _from_measurements(options: argparse.Namespace) -> int:
         audience=options.audience,
         hardware=tuple(options.hardware or ()),
         paravisors=tuple(options.paravisor or ()),
+        mrtds=tuple(options.mrtd or ()),
         ak_keys=tuple(options.ak_key or ()),
         projects=tuple(options.project or ()),
         secure_boot=options.secure_boot,

@@ -38,6 +38,7 @@ class Wishes:
     audience: str | None = None
     hardware: tuple[str, ...] = ()
     paravisors: tuple[str, ...] = ()
+    mrtds: tuple[str, ...] = ()  # of a cloud's firmware, in place of the build's own
     ak_keys: tuple[str, ...] = ()
     projects: tuple[str, ...] = ()
     secure_boot: str = "unchecked"
@@ -201,6 +202,9 @@ def _collected_floors(processors: tuple[str, ...]) -> dict[str, dict[str, int]]:
     }
 
 
+_WITHOUT_FIRMWARE: Final = "MRTD measures the firmware; --mrtd names that of a cloud"
+
+
 def _tdx(told: Measurements, wishes: Wishes) -> dict[str, Any]:
     rtmrs = told.table(
         "tdx.rtmr", "RTMR1 and RTMR2 measure the kernel and its command line; MRTD only firmware"
@@ -208,7 +212,7 @@ def _tdx(told: Measurements, wishes: Wishes) -> dict[str, Any]:
     if not {"1", "2"} <= set(rtmrs):
         raise _missing("tdx.rtmr.1 and .2", "without them any kernel passes")
     return {
-        "mrtd": [told.text("tdx.mrtd", "MRTD measures the firmware")],
+        "mrtd": sorted(set(wishes.mrtds)) or [told.text("tdx.mrtd", _WITHOUT_FIRMWARE)],
         "minimum_tcb_evaluation": _evaluation("tdx", wishes),
         "rtmrs": {number: [value] for number, value in rtmrs.items()},
     }
