@@ -22,7 +22,7 @@ from blindbox.commands.deploy_targets import TARGETS
 from tests.kit.debian import need
 
 OTHERWISE = {"-accel": "tcg", "-cpu": "max", "-machine": "q35"}
-LEFT_OUT = {"-object", "-bios", "-kernel"}
+LEFT_OUT = {"-object", "-bios"}
 
 
 def ordinary(command: list[str]) -> list[str]:
@@ -53,8 +53,11 @@ def test_qemu_takes_the_machine_and_removing_it_finds_it(
         port = str(free.getsockname()[1])
     disk = tmp_path / "a disk.raw"
     disk.write_bytes(bytes(1 << 20))
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"MZ".ljust(0x2000, b"\0"))
     known = {value.name: value.default for value in plan.values if value.default is not None}
-    known |= {"NAME": "one-of-a-test", "DISK": "a disk.raw", "PORT": port, "MEMORY": "64M", "CPUS": "2"}
+    known |= {"NAME": "one-of-a-test", "DISK": "a disk.raw", "KERNEL": "kernel"}
+    known |= {"PORT": port, "MEMORY": "64M", "CPUS": "2"}
     (start,) = plan.deploy
     done = subprocess.run(
         ordinary(words(start, known)), capture_output=True, text=True, check=False, timeout=120

@@ -91,7 +91,7 @@ _FOR_SNP: Final = (
 )
 
 
-def _started(*of_the_technology: str) -> Step:
+def _started(*of_the_technology: str, first: str) -> Step:
     return Step(
         "start the machine; what it says at its start is in $NAME.console.log",
         (
@@ -100,7 +100,7 @@ def _started(*of_the_technology: str) -> Step:
             *("-accel", "kvm", "-smp", "$CPUS", "-m", "$MEMORY"),
             *of_the_technology,
             *("-drive", "if=none,id=system,format=raw,readonly=on,file=$DISK"),
-            *("-device", "virtio-blk-pci,drive=system,bootindex=0,disable-legacy=on,iommu_platform=on"),
+            *("-device", f"virtio-blk-pci,drive=system{first},disable-legacy=on,iommu_platform=on"),
             *("-netdev", "user,id=net,restrict=on,hostfwd=tcp:$ADDRESS:$PORT-:80"),
             *("-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,iommu_platform=on"),
             *("-device", "virtio-rng-pci,disable-legacy=on,iommu_platform=on"),
@@ -127,6 +127,7 @@ QEMU_SNP: Final = Plan(
             "-object",
             "sev-snp-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy=0x30000,kernel-hashes=on",
             *("-bios", "$FIRMWARE", "-kernel", "$KERNEL"),
+            first="",  # that is the kernel, and QEMU takes no second one
         ),
     ),
     check=(
@@ -157,6 +158,7 @@ QEMU_TDX: Final = Plan(
             '{"qom-type":"tdx-guest","id":"tdx0",'
             '"quote-generation-socket":{"type":"vsock","cid":"2","port":"$QUOTES"}}',
             *("-bios", "$FIRMWARE"),
+            first=",bootindex=0",
         ),
     ),
     check=(_policy("--platform", "tdx", "--tcb-evaluation", "$TCB_EVALUATION"), *_judged("$PORT")),

@@ -37,7 +37,7 @@ qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -daemoni
     -object "memory-backend-memfd,id=ram1,size=$MEMORY,share=true" \
     -object sev-snp-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy=0x30000,kernel-hashes=on \
     -bios "$FIRMWARE" -kernel "$KERNEL" -drive "if=none,id=system,format=raw,readonly=on,file=$DISK" \
-    -device virtio-blk-pci,drive=system,bootindex=0,disable-legacy=on,iommu_platform=on \
+    -device virtio-blk-pci,drive=system,disable-legacy=on,iommu_platform=on \
     -netdev "user,id=net,restrict=on,hostfwd=tcp:$ADDRESS:$PORT-:80" \
     -device virtio-net-pci,netdev=net,romfile=,disable-legacy=on,iommu_platform=on \
     -device virtio-rng-pci,disable-legacy=on,iommu_platform=on
