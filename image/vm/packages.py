@@ -5,6 +5,9 @@ The Debian packages that a machine is made of and with: named, pinned, fetched a
 own, from wherever this machine's apt fetches Debian: its sources are read for the place and stay as they are.
 `python -m image.vm lock` writes the lock anew, which is how a kernel with a security fix comes in; that gives
 a new measurement.
+
+`image/firmware` builds from a lock of its own in the same way: it says so with `part`, which names the folder
+in the cache and the command that writes the lock.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from typing import Final
 from urllib.parse import quote
 
 from . import programs
-from .errors import BadPackage, FailedProgram
+from .errors import BadPackage, FailedProgram, UnusableOutput
 
 LOCK: Final = Path(__file__).with_name("packages.lock")
 SUITE: Final = "trixie"  # its kernel is the first of Debian's with SEV-SNP and TDX reports for guests
 RELEASE: Final = "debian-13"
+PART: Final = "vm"  # whose packages these are, if nobody says
 KERNEL: Final = "linux-image-cloud-amd64"  # a name for whichever is the newest
 
 INSIDE: Final[Mapping[str, str]] = {
@@ -93,6 +97,16 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a source package, pinned."""
+
+    package: str
+    version: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tree:
     """All pinned packages, unpacked over one another."""
 
@@ -129,11 +143,16 @@ def is_kernel(name: str) -> bool:
     return _KERNEL_NAME.fullmatch(name) is not None
 
 
-def cache() -> Path:
-    """Where downloads and what was made of them are kept."""
+def cache(part: str = PART) -> Path:
+    """Where downloads and what was made of them are kept. Raises `UnusableOutput`."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "blindbox" / "vm"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(home) / "blindbox" / part
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnusableOutput(
+            f"the cache {folder} cannot be made: {error.strerror}; XDG_CACHE_HOME=FOLDER names another place"
+        ) from error
     return folder
 
 
@@ -161,25 +180,18 @@ def unpacked(lock: Path = LOCK) -> Tree:
     The packages of the lock, unpacked in the cache.
 
     1. is there a tree of exactly these packages?          named by what the lock pins
-    2. which of their files are in the cache and right?    by SHA-256
-    3. fetch the others with apt, and look at their bytes
-    4. unpack all beside the final name, then rename
+    2. which of their files are in the cache and right?    by SHA-256; apt fetches the others
+    3. unpack all beside the final name, then rename
     """
     packages = read(lock)
     pins = "".join(f"{one.name} {one.sha256}\n" for one in packages)
     tree = cache() / "trees" / hashlib.sha256(pins.encode()).hexdigest()[:24]
     if not tree.is_dir():  # 1
-        files = cache() / "debs"
-        files.mkdir(exist_ok=True)
-        wanted = [one for one in packages if not _is_right(files / f"{one.sha256}.deb", one)]  # 2
-        if wanted:
-            with Apt() as apt:
-                apt.fetch(wanted, files)  # 3
+        files = fetched(packages)  # 2
         tree.parent.mkdir(exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f"{tree.name}.", dir=tree.parent))  # 4
+        beside = Path(tempfile.mkdtemp(prefix=f"{tree.name}.", dir=tree.parent))  # 3
         try:
-            for one in packages:
-                programs.ours("dpkg-deb", "-x", files / f"{one.sha256}.deb", beside)
+            unpack(packages, files, beside)
             beside.chmod(0o755)
             try:
                 beside.rename(tree)
@@ -191,16 +203,38 @@ def unpacked(lock: Path = LOCK) -> Tree:
     return Tree(tree, packages)
 
 
+def fetched(packages: Iterable[Package], part: str = PART, *, suite: str = SUITE) -> Path:
+    """The folder of the cache where each package lies as `SHA256.deb`: fetched, if it is not there yet."""
+    files = cache(part) / "debs"
+    files.mkdir(exist_ok=True)
+    wanted = [one for one in packages if not is_right(files / f"{one.sha256}.deb", one.sha256)]
+    if wanted:
+        with Apt(part, suite=suite) as apt:
+            apt.fetch(wanted, files)
+    return files
+
+
+def unpack(packages: Iterable[Package], files: Path, into: Path) -> None:
+    """Unpack the packages over one another, in their order. None of their scripts is run."""
+    for one in packages:
+        programs.ours("dpkg-deb", "-x", files / f"{one.sha256}.deb", into)
+
+
 def write_lock(lock: Path = LOCK) -> tuple[Package, ...]:
     """Pin the newest version of every package, and give what is pinned now."""
     with Apt() as apt:
         kernel = apt.newest_kernel()
         packages = apt.newest([kernel if name == KERNEL else name for name in (*INSIDE, *OUTSIDE)])
+    write(lock, _HEADER, packages)
+    return read(lock)
+
+
+def write(lock: Path, header: str, packages: Iterable[Package]) -> None:
+    """Write a lock that `read` reads."""
     lines = [f"{one.name} {one.version} {one.sha256}\n" for one in sorted(packages, key=lambda one: one.name)]
     beside = lock.with_name(f"{lock.name}.part")
-    beside.write_text(_HEADER + "".join(lines), "utf-8")
+    beside.write_text(header + "".join(lines), "utf-8")
     beside.replace(lock)
-    return read(lock)
 
 
 class Apt:
@@ -212,15 +246,21 @@ class Apt:
     that still has what the lock pins; apt checks its signature all the same.
     """
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="apt.", dir=cache()))
+    def __init__(self, part: str = PART, *, suite: str = SUITE, sources: bool = False) -> None:
+        self._part = part
+        self._suite = suite
+        self._sources = sources  # know source packages, too
+        self._folder = Path(tempfile.mkdtemp(prefix="apt.", dir=cache(part)))
 
     def __enter__(self) -> Apt:
         try:
             for name in ("state/lists/partial", "cache/archives/partial"):
                 (self._folder / name).mkdir(parents=True)
             (self._folder / "status").touch()
-            (self._folder / "sources.list").write_text("".join(_sources()))
+            lines = list(_sources(self._suite))
+            if self._sources:
+                lines += [f"deb-src {line.removeprefix('deb ')}" for line in lines]
+            (self._folder / "sources.list").write_text("".join(lines))
             self._run("apt-get", "update")
         except BaseException:
             self.__exit__()
@@ -236,12 +276,47 @@ class Apt:
         for name in re.split(r"[\s,|]+", depends):
             if is_kernel(name):
                 return name
-        raise BadPackage(f"{KERNEL} of {SUITE} depends on no kernel but on {depends!r}")
+        raise BadPackage(f"{KERNEL} of {self._suite} depends on no kernel but on {depends!r}")
 
     def newest(self, names: Sequence[str]) -> list[Package]:
         """The newest version of each package."""
         stanzas = self._stanzas(names)
         return [Package(name, stanzas[name]["Version"], stanzas[name]["SHA256"]) for name in names]
+
+    def with_what_they_need(self, names: Sequence[str]) -> list[str]:
+        """The packages and all that they depend on, as apt would install them on an empty machine."""
+        told = self._run("apt-get", "--simulate", "install", "--no-install-recommends", *names)
+        return re.findall(r"^Inst ([^\s:]+)", told, re.MULTILINE)
+
+    def newest_source(self, package: str) -> list[SourceFile]:
+        """The tarballs of the newest version of a source package."""
+        told = self._run("apt-get", "source", "--print-uris", package)
+        version = re.search(r"^Selected version '([^']+)'", told, re.MULTILINE)
+        files = re.findall(r"^'[^']+' (\S+\.tar\.\S+) [0-9]+ SHA256:([0-9a-f]{64})$", told, re.MULTILINE)
+        if version is None or not files:
+            raise BadPackage(f"{self._suite} has no source of {package}")
+        return [SourceFile(package, version[1], name, sha256) for name, sha256 in files]
+
+    def fetch_source(self, files: Sequence[SourceFile], into: Path) -> None:
+        """Download the files of a source package as `SHA256`. Raises `BadPackage`."""
+        beside = Path(tempfile.mkdtemp(prefix="fetched.", dir=into))
+        try:
+            for one in files:
+                # One by one: the .dsc, which comes with both, tells nothing that the lock does not.
+                kind = "--diff-only" if ".debian.tar." in one.name else "--tar-only"
+                pinned = f"{one.package}={one.version}"
+                self._run("apt-get", "source", "--download-only", kind, pinned, folder=beside)
+            for one in files:
+                if not is_right(beside / one.name, one.sha256):
+                    raise BadPackage(
+                        f"{one.name} was fetched and is not the file that the lock pins: it has SHA-256 "
+                        f"{_sha256(beside / one.name)}, pinned is {one.sha256}"
+                    )
+                (beside / one.name).replace(into / one.sha256)
+        except FailedProgram as failure:
+            raise BadPackage(self._gone(failure)) from failure
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
     def fetch(self, packages: Iterable[Package], into: Path) -> None:
         """Download the packages as `SHA256.deb`. Raises `BadPackage`."""
@@ -253,19 +328,22 @@ class Apt:
                 file = beside / f"{one.name}_{one.version.replace(':', '%3a')}_amd64.deb"
                 if not file.exists():
                     file = beside / f"{one.name}_{one.version.replace(':', '%3a')}_all.deb"
-                if not _is_right(file, one):
+                if not is_right(file, one.sha256):
                     raise BadPackage(
                         f"{one.name} {one.version} was fetched and is not the file that packages.lock pins: "
                         f"it has SHA-256 {_sha256(file)}, pinned is {one.sha256}"
                     )
                 file.replace(into / f"{one.sha256}.deb")
         except FailedProgram as failure:
-            raise BadPackage(
-                f"{failure}\nIs a pinned version gone? `python -m image.vm lock` pins the newest (a new "
-                "measurement); DEBIAN_ARCHIVE=URL names an archive that still has the old one."
-            ) from failure
+            raise BadPackage(self._gone(failure)) from failure
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+    def _gone(self, failure: FailedProgram) -> str:
+        return (
+            f"{failure}\nIs a pinned version gone? `python -m image.{self._part} lock` pins the newest (a "
+            "new measurement); DEBIAN_ARCHIVE=URL names an archive that still has the old one."
+        )
 
     def _stanzas(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """What the archive says of the newest version of each package."""
@@ -277,7 +355,7 @@ class Apt:
                 found[fields["Package"]] = fields
         missing = [name for name in names if not {"Version", "SHA256"} <= found.get(name, {}).keys()]
         if missing:
-            raise BadPackage(f"{SUITE} has no {', '.join(missing)}")
+            raise BadPackage(f"{self._suite} has no {', '.join(missing)}")
         return found
 
     def _run(self, program: str, *arguments: str, folder: Path | None = None) -> str:
@@ -292,7 +370,7 @@ class Apt:
             "APT::Architecture": "amd64",
             "APT::Architectures": "amd64",
             "APT::Sandbox::User": "root",
-            "APT::Default-Release": SUITE,
+            "APT::Default-Release": self._suite,
             "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
         }
@@ -300,11 +378,11 @@ class Apt:
         return programs.ours(program, "-q", *words, *arguments, folder=folder)
 
 
-def _sources() -> Iterable[str]:
-    """The lines of a sources.list for our suite."""
+def _sources(wanted: str) -> Iterable[str]:
+    """The lines of a sources.list for a suite."""
     given = os.environ.get("DEBIAN_ARCHIVE")
     if given:
-        return [_line(given, SUITE)]
+        return [_line(given, wanted)]
     release = _codename()
     listed = programs.ours(
         *(
@@ -319,7 +397,7 @@ def _sources() -> Iterable[str]:
     for line in dict.fromkeys(listed.splitlines()):
         url, _, suite = line.rpartition(" ")
         if release is not None and suite in (release, f"{release}-updates", f"{release}-security"):
-            found.append(_line(url, suite.replace(release, SUITE)))
+            found.append(_line(url, suite.replace(release, wanted)))
     if not found:
         raise BadPackage(
             "apt on this machine does not know where Debian is to be had; DEBIAN_ARCHIVE=URL says it "
@@ -346,8 +424,9 @@ def _line(url: str, suite: str) -> str:
     return f"deb {keys}{url} {suite} main\n"
 
 
-def _is_right(file: Path, package: Package) -> bool:
-    return file.is_file() and _sha256(file) == package.sha256
+def is_right(file: Path, sha256: str) -> bool:
+    """Is it there, with the bytes that are pinned?"""
+    return file.is_file() and _sha256(file) == sha256
 
 
 def _sha256(file: Path) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from image.vm import initrd, modules, packages
-from image.vm.errors import BadPackage, UnusableKernel
+from image.vm.errors import BadPackage, FailedProgram, MissingProgram, UnusableKernel
 from image.vm.modules import Module
 from tests.kit.vm import pinned_tree
 
@@ -80,6 +82,46 @@ def test_a_pinned_program_runs_with_its_own_libraries() -> None:
 def test_a_file_that_no_package_has_is_named() -> None:
     with pytest.raises(BadPackage, match="usr/bin/nothing"):
         pinned_tree().file("usr/bin/nothing")
+
+
+def test_a_source_of_other_bytes_is_refused_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program} here: the pinned packages are Debian's")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    into = tmp_path / "into"
+    into.mkdir()
+    try:
+        with packages.Apt("test", sources=True) as apt:
+            tarball = next(one for one in apt.newest_source("edk2") if ".debian.tar." in one.name)
+            apt.fetch_source([tarball], into)
+            assert [one.name for one in into.iterdir()] == [tarball.sha256]
+            with pytest.raises(BadPackage, match=f"it has SHA-256 {tarball.sha256}, pinned is {'0' * 64}"):
+                apt.fetch_source([replace(tarball, sha256="0" * 64)], into)
+            assert [one.name for one in into.iterdir()] == [tarball.sha256]
+            with pytest.raises(BadPackage, match=re.escape("`python -m image.test lock`")):
+                apt.fetch_source([replace(tarball, version="0-0")], into)
+    except (BadPackage, FailedProgram) as error:
+        if not isinstance(error, FailedProgram) and not isinstance(error.__cause__, FailedProgram):
+            raise
+        pytest.skip(f"no archive with this source in reach: {str(error)[:300]}")
+    assert not list((tmp_path / "blindbox" / "test").iterdir()), "apt's state stays behind"
+
+
+def test_other_suites_and_what_packages_need_are_asked_of_apt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        with packages.Apt("test", suite="bookworm") as apt:
+            names = apt.with_what_they_need(["dmsetup"])
+            versions = {one.name: one.version for one in apt.newest(names)}
+    except (FailedProgram, MissingProgram) as failure:
+        pytest.skip(f"no archive in reach: {str(failure)[:300]}")
+    assert {"dmsetup", "libdevmapper1.02.1", "libc6"} <= versions.keys()
+    assert versions["libc6"].startswith("2.36-"), "bookworm's"
 
 
 # ── what goes into the initrd ───────────────────────────────────────────────────────────────────────
