@@ -1,64 +1,87 @@
 #!/bin/sh
-# Builds the image with buildah: no daemon, no cgroups, the same bytes for the same inputs.
+# Builds the container image with buildah: no daemon, no cgroups, the same bytes for the same inputs.
 #
-#   image/build.sh [--install] [--stand-in] [--tag NAME] [buildah's own options, e.g. --build-arg DEMO=1]
+#   image/build.sh [--tag NAME] [--base NAME@sha256:…] [--out FOLDER] [buildah's own options]
 #
-#   --install    apt-get installs buildah and podman first (root, Debian)
-#   --stand-in   a base made of Debian packages (image/base.sh) instead of the Dockerfile's, which a
-#                registry has to serve.  Kept in ${XDG_CACHE_HOME:-~/.cache}/blindbox.
-#   BASE=NAME    another base, best by digest
-#   TORCH_INDEX=URL  an index of CPU wheels of PyTorch, where pip's default one has none
+#   --tag NAME   what to call it (localhost/blindbox:latest)
+#   --base NAME  another base than the pinned Debian packages of image/base.lock, best by digest; also BASE=NAME
+#   --out FOLDER write image.json and sbom.cdx.json there: what was made, and of what
+#   --build-arg DEMO=1 and such: the Dockerfile tells
+#
+#   TORCH_INDEX=URL      an index of CPU wheels of PyTorch, where pip's default one has none
+#   PYTHON=PROGRAM       the interpreter that the build's own steps run on (3.11 or later)
+#   BLINDBOX_INSTALL=1   install what is missing (root, Debian); CI=true says the same
 set -eu
+umask 022
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+python=${PYTHON:-python3}
 tag=localhost/blindbox:latest
-stand_in=
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1767225600}  # 1 January 2026: every file's time in the image
+BASE=${BASE:-}
+out=
+SOURCE_DATE_EPOCH=1767225600  # 1 January 2026: every file's time in the image
 export SOURCE_DATE_EPOCH
 
 while [ $# -gt 0 ]; do
     case $1 in
-    --install)
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends \
-            buildah podman runc netavark aardvark-dns iptables mmdebstrap >/dev/null
-        shift ;;
-    --stand-in) stand_in=1; shift ;;
-    --tag) tag=$2; shift 2 ;;
+    --tag | --base | --out)
+        [ $# -gt 1 ] || { echo "$1 wants a value" >&2; exit 64; }
+        case $1 in
+        --tag) tag=$2 ;;
+        --base) BASE=$2 ;;
+        --out) out=$2 ;;
+        esac
+        shift 2 ;;
     *) break ;;
     esac
 done
 
-command -v buildah >/dev/null || {
-    echo "buildah is not installed (image/build.sh --install installs it on Debian)" >&2
-    exit 69
-}
+missing=
+command -v buildah >/dev/null || missing="buildah netavark"  # which it looks for before it builds
+[ -n "$BASE" ] || command -v mmdebstrap >/dev/null || missing="$missing mmdebstrap"
+missing=${missing# }
+if [ -n "$missing" ]; then
+    install="apt-get install --no-install-recommends $missing"
+    if [ "${CI:-}" != true ] && [ "${BLINDBOX_INSTALL:-}" != 1 ]; then
+        echo "not installed: $missing. Type: $install" >&2
+        exit 69
+    fi
+    # apt refuses a second one of its kind: builds and tests side by side take turns at this file.
+    (
+        flock 9
+        apt-get update -qq
+        # shellcheck disable=SC2086  # words
+        DEBIAN_FRONTEND=noninteractive $install -y -qq -o DPkg::Lock::Timeout=300 >/dev/null
+    ) 9>"${TMPDIR:-/tmp}/blindbox-tests-apt.lock" </dev/null || {
+        echo "cannot be installed: $missing. Type: $install" >&2
+        exit 69
+    }
+fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
 
-if [ -n "$stand_in" ]; then
-    recipe=$(cksum <"$root/image/base.sh" | cut -d' ' -f1)
-    BASE=localhost/blindbox-base:$recipe
-    if ! buildah inspect --type image "$BASE" >/dev/null 2>&1; then
-        cache=${XDG_CACHE_HOME:-$HOME/.cache}/blindbox
-        tar=$cache/base-$recipe.tar
-        mkdir -p "$cache"
-        [ -f "$tar" ] || { sh "$root/image/base.sh" "$tar.part" && mv "$tar.part" "$tar"; }
-        # Added and committed, not imported: an import writes the present time into the image's history.
-        container=$(buildah from scratch)
-        buildah add -q "$container" "$tar" / >/dev/null
-        buildah commit -q --rm --timestamp "$SOURCE_DATE_EPOCH" "$container" "$BASE" >/dev/null
-    fi
+# Our own steps, found in this checkout wherever the build is started from.
+ours() {
+    PYTHONPATH=$root PYTHONDONTWRITEBYTECODE=1 "$python" -P -m "$@"
+}
+
+if [ -z "$BASE" ]; then
+    BASE=$(ours image.base name)
     set -- --pull-never "$@"
 fi
 
 # What pip is told of places of its own on this machine holds in the build too.
-python3 "$root/image/pip_here.py" "$work" >"$work/mounts"
+"$python" "$root/image/pip_here.py" "$work" >"$work/mounts"
 [ -z "${TORCH_INDEX:-}" ] || set -- --build-arg "TORCH_INDEX=$TORCH_INDEX" "$@"
 while IFS= read -r mount; do
     set -- "$mount" "$@"
 done <"$work/mounts"
 
-buildah bud --isolation chroot --layers --timestamp "$SOURCE_DATE_EPOCH" \
-    ${BASE:+--build-arg "BASE=$BASE"} --tag "$tag" "$@" --file "$root/Dockerfile" "$root"
+# --force-rm: without it a container of the base is left behind (buildah 1.28).
+buildah bud --isolation chroot --layers --force-rm --timestamp "$SOURCE_DATE_EPOCH" --build-arg "BASE=$BASE" \
+    --tag "$tag" "$@" --file "$root/Dockerfile" "$root"
+
+[ -z "$out" ] || ours image.listing "$tag" --base "$BASE" --out "$out"

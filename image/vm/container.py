@@ -52,6 +52,9 @@ class Image:
     environment: tuple[str, ...]  # NAME=value
     command: tuple[str, ...]
     folder: str  # where the command starts
+    config: str = ""  # sha256:… of its configuration
+    layers: tuple[str, ...] = ()  # sha256:… of each, the lowest first
+    size: int = 0  # bytes of configuration and layers
 
 
 def inspect(name: str) -> Image:
@@ -79,6 +82,10 @@ def read(name: str, said: str) -> Image:
         environment = _texts(config.get("Env"))
         command = _texts(config.get("Entrypoint")) + _texts(config.get("Cmd"))
         folder = str(config.get("WorkingDir") or "/")
+        blobs = json.loads(manifest or "{}")
+        layers = [(str(one["digest"]), int(one["size"])) for one in blobs.get("layers", [])]
+        own = blobs.get("config", {"digest": "", "size": 0})
+        config_digest, size = str(own["digest"]), int(own["size"]) + sum(size for _, size in layers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnusableImage(f"what buildah says of {name} cannot be read: {error!r}") from error
     if not manifest:
@@ -92,7 +99,14 @@ def read(name: str, said: str) -> Image:
     if not _FOLDER.fullmatch(folder) or ".." in folder.split("/"):
         raise UnusableImage(f"{name} starts in {folder[:80]!r}, which is not the plain path of a folder")
     return Image(
-        name, f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}", environment, command, folder
+        name,
+        f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}",
+        environment,
+        command,
+        folder,
+        config_digest,
+        tuple(digest for digest, _ in layers),
+        size,
     )
 
 

@@ -23,6 +23,7 @@ FROM_PACKAGE: Final[Mapping[str, str]] = {
     "apt-get": "apt",
     "buildah": "buildah",
     "dpkg-deb": "dpkg",
+    "mmdebstrap": "mmdebstrap",
     "qemu-system-x86_64": "qemu-system-x86",
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",

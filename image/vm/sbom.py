@@ -1,12 +1,13 @@
 """
-The list of everything in a machine: Debian's packages and Python's in the image, and what boots it.
+The list of everything in an image or a machine: Debian's packages and Python's, and what boots it.
 
 Format: CycloneDX 1.6 (ECMA-424), JSON; packages are named by package URL. It holds no time, and its number
-follows from what it lists, so that the same machine has the same list.
+follows from what it lists, so that the same bytes have the same list.
 """
 
 from __future__ import annotations
 
+import email.message
 import email.parser
 import json
 import re
@@ -26,6 +27,8 @@ _NAMES: Final = uuid.UUID(
     "f0c7a6a4-2e0b-5d0c-9a67-6f1f8a4f5e19"
 )  # of the serial numbers made here, chosen once
 
+_SHORT: Final = 100  # characters of what is a licence's name and not its text
+
 
 def of_root(root: Path) -> list[Component]:
     """What a root file system says that it is made of: dpkg's list, the metadata beside Python packages."""
@@ -41,7 +44,7 @@ def document(
     in_root: Sequence[Component],
     packages: Iterable[Package],
 ) -> str:
-    """The list, as text."""
+    """The list of a machine, as text."""
     pinned = list(packages)
     components = {
         str(one["bom-ref"]): one for one in [*map(_boots, [p for p in pinned if p.inside]), *in_root]
@@ -65,13 +68,40 @@ def document(
         ],
     }
     tools = [_boots(package) for package in pinned if not package.inside]
+    return listing(machine, components.values(), tools)
+
+
+def of_image(*, release: str, image: Image, in_root: Sequence[Component], base: Iterable[Package]) -> str:
+    """The list of a container image, as text. What came from `base` is known by the hash of its file."""
+    hashes = {(one.name, one.version): one.sha256 for one in base}
+    components = []
+    for one in in_root:
+        sha256 = hashes.get((one["name"], one["version"])) if one["purl"].startswith("pkg:deb/") else None
+        known = {"hashes": [{"alg": "SHA-256", "content": sha256}]} if sha256 else {}
+        components.append({**one, **known})
+    subject = {
+        "type": "container",
+        "bom-ref": "blindbox",
+        "name": "blindbox",
+        "version": release,
+        "properties": [{"name": "blindbox:image", "value": image.digest}],
+    }
+    return listing(subject, components)
+
+
+def listing(subject: Component, components: Iterable[Component], tools: Sequence[Component] = ()) -> str:
+    """What the subject is made of, and with, as CycloneDX."""
+    named = {str(one["bom-ref"]): one for one in components}
+    about: Component = {"component": subject}
+    if tools:
+        about["tools"] = {"components": tools}
     listed = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {"component": machine, "tools": {"components": tools}},
-        "components": [components[name] for name in sorted(components)],
-        "dependencies": [{"ref": "blindbox", "dependsOn": sorted(components)}],
+        "metadata": about,
+        "components": [named[name] for name in sorted(named)],
+        "dependencies": [{"ref": subject["bom-ref"], "dependsOn": sorted(named)}],
     }
     number = uuid.uuid5(_NAMES, json.dumps(listed, sort_keys=True))
     return json.dumps({"serialNumber": f"urn:uuid:{number}", **listed}, indent=1, sort_keys=True) + "\n"
@@ -102,7 +132,9 @@ def _debian(root: Path) -> Iterable[Component]:
                 continue
             name, version = quote(fields["Package"], safe=""), quote(fields["Version"], safe="")
             purl = f"pkg:deb/debian/{name}@{version}?arch={fields.get('Architecture', 'all')}{distro}"
-            yield _component(fields["Package"], fields["Version"], purl)
+            found = _component(fields["Package"], fields["Version"], purl)
+            licenses = _debian_licenses(root / "usr/share/doc" / name / "copyright")
+            yield {**found, "licenses": licenses} if licenses else found
 
 
 def _python(root: Path) -> Iterable[Component]:
@@ -112,9 +144,33 @@ def _python(root: Path) -> Iterable[Component]:
             name = re.sub(r"[-_.]+", "-", about["Name"]).lower()
             purl = f"pkg:pypi/{quote(name, safe='')}@{quote(about['Version'], safe='')}"
             found = _component(name, about["Version"], purl)
-            if about["License-Expression"]:
-                found["licenses"] = [{"expression": about["License-Expression"]}]
-            yield found
+            licenses = _python_licenses(about)
+            yield {**found, "licenses": licenses} if licenses else found
+
+
+def _debian_licenses(file: Path) -> list[Component]:
+    """The short names in a copyright file that a machine can read: Debian's copyright-format 1.0."""
+    if file.parent.is_symlink() and "/" not in (beside := str(file.parent.readlink())):
+        file = file.parent.with_name(beside) / file.name  # of another package of the same source
+    text = _text(file) if not file.parent.is_symlink() else ""
+    if "copyright-format/1.0" not in text.partition("\n")[0]:
+        return []
+    return _names(re.findall(r"^License:[ \t]*(\S.*)$", text, re.MULTILINE))
+
+
+def _python_licenses(about: email.message.Message) -> list[Component]:
+    """An expression where there is one (PEP 639), a short text, or the classifiers."""
+    if about["License-Expression"]:
+        return [{"expression": about["License-Expression"]}]
+    said = str(about["License"] or "").strip()
+    if said and len(said.splitlines()) == 1 and len(said) <= _SHORT:
+        return _names([said])
+    classifiers = [str(one).split(" :: ") for one in about.get_all("Classifier", [])]
+    return _names([parts[-1] for parts in classifiers if parts[0] == "License" and len(parts) > 1])
+
+
+def _names(names: Iterable[str]) -> list[Component]:
+    return [{"license": {"name": name}} for name in sorted({one.strip() for one in names})]
 
 
 def _component(name: str, version: str, purl: str) -> Component:

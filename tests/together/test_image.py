@@ -27,10 +27,10 @@ import pytest
 import blindbox
 import blindbox.requests as requests
 from tests.kit.debian import install_if_asked
+from tests.kit.image import container_image
 from tests.kit.process import free_port as another_port
 
 ROOT = Path(__file__).resolve().parents[2]
-TAG = "localhost/blindbox:test"
 CANARY = "What is the capital of France? Azimuth-canary-5521"
 
 # What an operator, a cloud's agent or a proxy might put beside the settings (threats.md S-31).
@@ -197,16 +197,10 @@ def image() -> str:
     """The demo's image, built from this checkout by image/build.sh."""
     if os.geteuid() != 0:
         pytest.skip("building without a daemon needs root here")
-    missing = [tool for tool in ("buildah", "podman", "runc") if shutil.which(tool) is None]
-    tools = ("buildah", "podman", "runc", "netavark", "aardvark-dns", "iptables", "mmdebstrap")
+    missing = [tool for tool in ("podman", "runc") if shutil.which(tool) is None]
+    tools = ("podman", "runc", "netavark", "aardvark-dns", "iptables")
     install_if_asked(missing, "--no-install-recommends", *tools)
-    options = []
-    if "BASE" not in os.environ:
-        options.append("--stand-in")
-    build = ["sh", str(ROOT / "image" / "build.sh"), *options, "--tag", TAG, "--build-arg", "DEMO=1"]
-    done = subprocess.run(build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-8000:]
-    return TAG
+    return container_image()
 
 
 def free_port() -> int:
