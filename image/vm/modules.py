@@ -43,6 +43,9 @@ WANTED: Final[Mapping[str, str]] = {
     "sev_guest": "reports of AMD SEV-SNP",
     "tdx_guest": "reports of Intel TDX",
     "qemu_fw_cfg": "settings from QEMU",
+    # the host's request to end in good order
+    "button": "ACPI's power button",
+    "evdev": "how it is heard of",
 }
 """Not among them: virtio_rng, whose entropy comes from the host."""
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from enclave_app.quoting.tpm import attestation_key
 from enclave_app.quoting.tpm_commands import Tpm
-from image.vm.errors import NotBooted, UnusableOutput
+from image.vm.errors import FailedProgram, NotBooted, Tripped, UnusableOutput
 from image.vm.run import qemu, tpm
+from image.vm.run.monitor import Monitor
 from tests.kit.debian import need
+from tests.kit.process import children, free_port, gone
 from tests.kit.swtpm import need_swtpm
+from tests.kit.vm import pinned_tree
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def wanted(folder: Path, **changes: object) -> qemu.Wanted:
@@ -37,7 +49,7 @@ def test_a_machine_sees_its_disk_its_tpm_and_one_closed_network(tmp_path: Path) 
     need("qemu-system-x86_64", "qemu-system-x86")
     settings, data = tmp_path / "settings", tmp_path / "data.raw"
     told = wanted(tmp_path, settings=settings, drives=(data,))
-    words = list(qemu.command(told, Path("/c"), Path("/v"), Path("/log"), Path("/t")))
+    words = list(qemu.command(told, Path("/c"), Path("/v"), Path("/log"), Path("/t"), Path("/m")))
     said = " ".join(words)
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words)
     assert "restrict=on,hostfwd=tcp:127.0.0.1:8099-:80" in said
@@ -57,27 +69,141 @@ def test_without_a_disk_nothing_is_started(tmp_path: Path) -> None:
     assert not told.state.exists()
 
 
-def test_why_a_machine_stopped_is_read_from_its_console(tmp_path: Path) -> None:
+@pytest.fixture
+def ended(tmp_path: Path) -> qemu.Machine:
+    """A machine that is not there any more, but for what it said."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return qemu.Machine(process, tmp_path / "console.log", "http://127.0.0.1:9", b"", Monitor(tmp_path / "m"))
+
+
+OOPS = (
+    "traps: PANIC: double fault, error_code: 0x0\nOops: double fault: 0000 [#1] PREEMPT SMP NOPTI\n"
+    "RSP: 0018:ff91fbaac05af620 EFLAGS: {}\nKernel panic - not syncing: Fatal exception\n"
+)
+TRIPPED = OOPS.format("b6f76e42")
+NO_TICK = "Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\n"
+
+
+def test_why_a_machine_stopped_is_read_from_its_console(ended: qemu.Machine) -> None:
     """In the words of the kernel and of `init`: not every silence is tampering that was caught."""
-    console = tmp_path / "console.log"
-
-    class Ended:
-        def poll(self) -> int:
-            return 0
-
-    machine = qemu.Machine(Ended(), console, "http://127.0.0.1:9", b"")  # type: ignore[arg-type]
-    console.write_text(
+    ended.console.write_text(
         "blindbox 9.1: root from /dev/vda2\n[ 9.2] device-mapper: verity: 254:2: data block 3 is corrupted\n"
         "[ 9.2] Kernel panic - not syncing: dm-verity device corrupted\n"
     )
-    assert machine.why() == [
+    assert ended.why() == [
         "data block 3 is corrupted",
         "Kernel panic - not syncing: dm-verity device corrupted",
     ]
-    with pytest.raises(NotBooted, match="data block 3 is corrupted"):
-        machine.wait(1)
-    console.write_text("nothing\nof note\n")
-    assert machine.why() == ["nothing", "of note"]
+    with pytest.raises(NotBooted, match="data block 3 is corrupted") as stopped:
+        ended.wait(1)
+    assert not isinstance(stopped.value, Tripped)
+    ended.console.write_text("nothing\nof note\n")
+    assert ended.why() == ["nothing", "of note"]
+
+
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        (TRIPPED, True),
+        ("blindbox 9.1: starting the application\n" + TRIPPED, True),
+        (NO_TICK, True),
+        (OOPS.format("00010246"), False),
+        (OOPS.format("00250ed7"), False),  # every bit that there is
+        ("device-mapper: verity: 254:2: data block 3 is corrupted\n" + TRIPPED, False),
+        ("blindbox 9.1: not started: no /dev\n" + TRIPPED, False),
+        ("Kernel panic - not syncing: Attempted to kill init!\n", False),
+        ("blindbox 9.1: the application ended with 139\n", False),
+        ("", False),
+    ],
+)
+def test_only_what_no_processor_does_may_be_tried_again(ended: qemu.Machine, said: str, again: bool) -> None:
+    """Flags that are always zero, in the dump of a kernel; no other fault, and none that has a reason."""
+    ended.console.write_text(said)
+    assert isinstance(ended.stopped(), Tripped) is again
+
+
+@pytest.mark.parametrize(
+    ("said", "well"),
+    [
+        ("blindbox 99.1: the application ended with 0\r\n[ 99.2] reboot: Power down\r\n", True),
+        ("blindbox 99.1: the application ended with 0", True),
+        ("blindbox 99.1: the application ended with 78\r\n", False),
+        ("blindbox 99.1: the application ended with 07\r\n", False),
+        ("", False),
+    ],
+)
+def test_a_machine_has_ended_well_if_its_application_has(ended: qemu.Machine, said: str, well: bool) -> None:
+    ended.console.write_text(said)
+    assert ended.ended_in_order() is well
+
+
+def test_the_monitor_answers_and_tells_of_faults(tmp_path: Path) -> None:
+    """QEMU itself, without a machine to speak of."""
+    need("qemu-system-x86_64", "qemu-system-x86")
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+        path = Path(folder) / "m"
+        words = ["qemu-system-x86_64", "-M", "none", "-display", "none", "-nodefaults"]
+        process = subprocess.Popen([*words, "-qmp", f"unix:{path},server=on,wait=off"])
+        try:
+            while not path.exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            monitor = Monitor(path)
+            assert monitor.ask("query-status")["running"] is True
+            with pytest.raises(FailedProgram, match="does not fly: The command fly has not been found"):
+                monitor.ask("fly")
+            assert monitor.ask("quit") == {}
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+    with pytest.raises(OSError, match="No such file"):
+        monitor.ask("query-status")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`python -m image.vm run` of a disk on which there is nothing to start."""
+    need("qemu-system-x86_64", "qemu-system-x86")
+    need_swtpm()
+    pinned_tree()
+    (tmp_path / "disk.raw").write_bytes(bytes(1 << 20))
+    options = ("--vm", tmp_path, "--state", tmp_path / "state", "--port", free_port(), "--memory", 256)
+    # As from a terminal: where these tests run in the background, a Ctrl-C is ignored and stays so.
+    words = ["env", "--default-signal=INT", sys.executable, "-m", "image.vm", "run", *map(str, options)]
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        assert "switched on" in process.stdout.readline()
+        yield process
+    finally:
+        for pid in children(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_leaves_nothing_behind(command: subprocess.Popen[str]) -> None:
+    started = children(command.pid)
+    assert len(started) == 2  # QEMU, swtpm
+    os.killpg(command.pid, signal.SIGINT)
+    said, _ = command.communicate(timeout=120)
+    assert (command.returncode, said) == (0, "\nswitching off …\n")
+    assert all(map(gone, started))
+
+
+def test_a_machine_that_ends_by_itself_is_an_error(command: subprocess.Popen[str]) -> None:
+    qemus = [
+        pid for pid in children(command.pid) if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert len(qemus) == 1
+    os.kill(qemus[0], signal.SIGKILL)
+    said, _ = command.communicate(timeout=120)
+    assert command.returncode == 1
+    assert said.splitlines()[-1].startswith("not done: the machine stopped: ")
 
 
 def test_a_tpm_answers_commands_before_the_machine_boots(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Final
 
 from ..build import OUT
+from ..errors import Tripped
 from . import qemu
 
 STATE: Final = OUT.parent / "vm-state"
+ATTEMPTS: Final = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,15 +55,37 @@ def main(arguments: argparse.Namespace) -> None:
         processors=arguments.cpus,
         kvm=arguments.kvm,
     )
+    # A closed terminal is no reason to leave a machine behind.
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            _boot(wanted, arguments.patience)
+        except KeyboardInterrupt:  # before there was a machine, or again
+            return
+        except Tripped as tripped:
+            if not left:
+                raise
+            print(f"{tripped}\nthat was the processor as QEMU emulates it: once more", flush=True)
+        else:
+            return
+
+
+def _boot(wanted: qemu.Wanted, patience: float) -> None:
+    """Until Ctrl-C, or until it ends by itself, which is an error unless the application ended well."""
     with qemu.running(wanted) as machine:
         print(f"switched on; its console is {machine.console}", flush=True)
-        seconds = machine.wait(arguments.patience, watch=_Console(machine).tell)
-        print(_HOW.format(seconds=seconds, origin=machine.origin, key=machine.key_digest.hex()), flush=True)
         try:
+            seconds = machine.wait(patience, watch=_Console(machine).tell)
+            how = _HOW.format(seconds=seconds, origin=machine.origin, key=machine.key_digest.hex())
+            print(how, flush=True)
             machine.process.wait()
-            print(f"it stopped: {'; '.join(machine.why())}")
         except KeyboardInterrupt:
-            print("\nswitched off")
+            print("\nswitching off …", flush=True)
+            machine.switch_off()
+            return
+        if not machine.ended_in_order():
+            raise machine.stopped()
+        print("it switched itself off")
 
 
 _HOW: Final = """\

@@ -15,15 +15,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 from .. import packages
-from ..errors import FailedProgram, NotBooted, UnusableOutput
+from ..errors import FailedProgram, NotBooted, Tripped, UnusableOutput
 from ..programs import find
 from . import tpm
+from .monitor import Monitor
 
 CODE: Final = "usr/share/OVMF/OVMF_CODE_4M.fd"
 VARIABLES: Final = "usr/share/OVMF/OVMF_VARS_4M.fd"
@@ -32,12 +33,29 @@ PROGRAM: Final = "qemu-system-x86_64"
 MEMORY: Final = 4096  # MiB
 PROCESSORS: Final = 2
 PATIENCE: Final = 300.0  # seconds until the first answer
+GRACE: Final = 60.0  # seconds for a machine whose power button was pressed: twice what the enclave takes
+
+PROCESSOR: Final = "max"  # all that QEMU can emulate: the model's programs want x86-64-v2 and more
+STARTING: Final = "starting the application"
+_ENDED: Final = "the application ended with "
 
 _STOPPED = re.compile(
     r"data block [0-9]+ is corrupted|metadata block [0-9]+ is corrupted|Kernel panic[^\r\n]*"
-    r"|blindbox [0-9.]+: not started:[^\r\n]*|not started:[^\r\n]*|the application ended with [0-9]+"
+    r"|not started:[^\r\n]*|the settings: line[^\r\n]*|the application ended with [0-9]+"
 )
-"""What a machine that does not come up says on its console, in the words of the kernel and of `init`."""
+"""What a machine that does not come up says on its console: the kernel, `init` or the application."""
+
+_REASON = re.compile(r"is corrupted|not started:")
+_FLAGS = re.compile(r"EFLAGS: ([0-9a-f]{8})\b")
+_NEVER_SET: Final = 0xFFC08028  # Intel SDM 1, §3.4.3: bits of EFLAGS that are always zero
+"""
+In the dump of a kernel that fell over, these show that the processor did, not the kernel. So it is with
+`cmpxchg16b` in QEMU 7.2 (target/i386/tcg/mem_helper.c), which works out the other flags from a state that is
+out of date: an interrupt right after it saves them, and the way back is a fault. Two boots of five end like
+this, most in their first twenty seconds. Without cx16 none does; but NumPy insists on x86-64-v2, thus on it.
+"""
+_NO_TICK: Final = "IO-APIC + timer doesn't work"
+"""What the kernel says if its clock did not tick ten times while it looked: the host had no time for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +69,7 @@ class Wanted:
     drives: tuple[Path, ...] = ()  # further disks, raw
     memory: int = MEMORY
     processors: int = PROCESSORS
+    processor: str = PROCESSOR  # QEMU's word for what is emulated
     kvm: bool = False
 
 
@@ -62,6 +81,7 @@ class Machine:
     console: Path
     origin: str
     key_digest: bytes  # of the TPM's attestation key
+    monitor: Monitor
 
     def said(self) -> str:
         """All that was on its console so far."""
@@ -70,7 +90,7 @@ class Machine:
     def why(self) -> list[str]:
         """What on the console tells why it stopped; the last lines, if nothing does."""
         said = self.said()
-        return list(dict.fromkeys(_STOPPED.findall(said))) or said.splitlines()[-5:]
+        return list(dict.fromkeys(_STOPPED.findall(said))) or said.splitlines()[-5:] or ["without a word"]
 
     def wait(self, patience: float = PATIENCE, *, watch: Callable[[], None] = lambda: None) -> float:
         """
@@ -82,13 +102,34 @@ class Machine:
         while time.monotonic() - began < patience:
             watch()
             if self.process.poll() is not None:
-                raise NotBooted(f"the machine stopped: {'; '.join(self.why())}. Its console: {self.console}")
-            if self._answers():
+                raise self.stopped()
+            # Before that, nothing listens, and QEMU would keep a caller waiting.
+            if STARTING in self.said() and self._answers():
                 return time.monotonic() - began
             time.sleep(0.3)
         raise NotBooted(
             f"no answer within {patience:.0f} s: {'; '.join(self.why())}. Console: {self.console}"
         )
+
+    def stopped(self) -> NotBooted:
+        """The error that tells why it is not running any more."""
+        said = self.said()
+        told = f"the machine stopped: {'; '.join(self.why())}. Its console: {self.console}"
+        tripped = _NO_TICK in said or any(int(flags, 16) & _NEVER_SET for flags in _FLAGS.findall(said))
+        return Tripped(told) if tripped and not _REASON.search(said) else NotBooted(told)
+
+    def ended_in_order(self) -> bool:
+        """Whether the application ended without an error, and the machine with it."""
+        return any(line.strip().endswith(f"{_ENDED}0") for line in self.said().splitlines())
+
+    def switch_off(self, grace: float = GRACE) -> None:
+        """Press the power button and wait so long, if somebody is there who can hear it; then cut it off."""
+        with suppress(OSError, FailedProgram, subprocess.TimeoutExpired):
+            if STARTING in self.said():
+                self.monitor.ask("system_powerdown")
+                self.process.wait(grace)
+        self.process.kill()
+        self.process.wait()
 
     def _answers(self) -> bool:
         host, _, port = self.origin.removeprefix("http://").partition(":")
@@ -115,15 +156,18 @@ def running(wanted: Wanted) -> Iterator[Machine]:
     key = tpm.key_digest(wanted.state / "tpm")
     console.write_bytes(b"")
     with tpm.for_machine(wanted.state / "tpm") as socket, tempfile.TemporaryFile() as complaints:
+        monitor = socket.with_name("monitor")
         process = subprocess.Popen(  # noqa: S603 - a list, never a shell
-            command(wanted, tree.file(CODE), variables, console, socket),
+            command(wanted, tree.file(CODE), variables, console, socket, monitor),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=complaints,
+            process_group=0,  # a Ctrl-C is for whoever runs it, who switches it off
         )
         try:
             _see_it_start(process, complaints)
-            yield Machine(process, console, f"http://127.0.0.1:{wanted.port}", key)
+            origin = f"http://127.0.0.1:{wanted.port}"
+            yield Machine(process, console, origin, key, Monitor(monitor))
         finally:
             process.terminate()
             try:
@@ -133,9 +177,11 @@ def running(wanted: Wanted) -> Iterator[Machine]:
                 process.wait()
 
 
-def command(wanted: Wanted, code: Path, variables: Path, console: Path, socket: Path) -> Sequence[str]:
+def command(
+    wanted: Wanted, code: Path, variables: Path, console: Path, socket: Path, monitor: Path
+) -> Sequence[str]:
     """How QEMU is started."""
-    accelerator = ("kvm", "host") if wanted.kvm else ("tcg,thread=multi,tb-size=1024", "max")
+    accelerator = ("kvm", "host") if wanted.kvm else ("tcg,thread=multi,tb-size=1024", wanted.processor)
     words = [
         *(find(PROGRAM), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35,smm=off", "-accel", accelerator[0], "-cpu", accelerator[1]),
@@ -148,6 +194,7 @@ def command(wanted: Wanted, code: Path, variables: Path, console: Path, socket: 
         *("-device", "virtio-rng-pci"),
         *("-chardev", f"socket,id=tpm,path={socket}", "-tpmdev", "emulator,id=tpm,chardev=tpm"),
         *("-device", "tpm-crb,tpmdev=tpm"),
+        *("-qmp", f"unix:{monitor},server=on,wait=off"),
     ]
     for number, drive in enumerate(wanted.drives):
         words += _drive(f"drive{number}", drive, writable=True)

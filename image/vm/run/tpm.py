@@ -50,7 +50,7 @@ def switched_on(state: Path) -> Iterator[Transport]:
     with _socket_folder() as folder:
         server = folder / "tpm"
         options = ["--server", f"type=unixio,path={server}", "--flags", "not-need-init,startup-clear"]
-        with _running(state, folder / SOCKET, *options):
+        with _running(state, folder / SOCKET, *options, until=server):
             yield _Socket(server)
 
 
@@ -69,17 +69,19 @@ def _socket_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _running(state: Path, control: Path, *options: str) -> Iterator[None]:
+def _running(state: Path, control: Path, *options: str, until: Path | None = None) -> Iterator[None]:
+    # It makes its sockets one after another.
     command = [find("swtpm"), "socket", "--tpm2", "--tpmstate", f"dir={state}"]
     log = state / "swtpm.log"
     process = subprocess.Popen(  # noqa: S603 - a list, never a shell
         [*command, "--ctrl", f"type=unixio,path={control}", "--log", f"file={log}", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        process_group=0,  # it outlives a Ctrl-C, as the machine does until it is switched off
     )
     try:
         deadline = time.monotonic() + PATIENCE
-        while not control.exists():
+        while not (control.exists() and (until or control).exists()):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise FailedProgram(f"swtpm did not start; its log is {log}")
             time.sleep(0.02)
