@@ -6,12 +6,14 @@
 #   make fuzz    every reader of bytes, ten minutes each (FUZZ_SECONDS)
 #   make mutation  what of the lies put into the verifier the tests notice, to docs/mutation.md (half an hour)
 #   make bench   sealed against plain, our verifier, serving and training against others, side by side
+#   make bench-image  what the virtual machine costs to build, to start and to carry
 #   make bench-peers  builds llama.cpp, so that it is among them
 #   make soak    the figures to hold under load, printed; SOAK="G-3 --quick" (all of it takes 45 minutes)
 #   make soak-training  200 deaths of a fine-tuning and a full disk, figures printed; KILLS="--kills 20"
-#   make image   the container image
+#   make image   the container image, and in dist/image what it is and is made of; IMAGE="--build-arg DEMO=1"
 #   make vm      the container image → a measured virtual machine in dist/vm; MODELS=FOLDER, FORMS="vhd tar.gz"
 #   make vm-run  boots dist/vm in QEMU with a TPM in software and says how to prove it; RUN="--settings FILE"
+#   make firmware  the two builds of OVMF for SEV-SNP and TDX, to dist/firmware (four minutes, once)
 #   make measurements  what hardware will measure of dist/vm, to dist/measurements.json (FIRMWARE_SNP, FIRMWARE_TDX)
 #   make verify-release MEASUREMENTS=FILE  builds everything again, and tells what differs from a release's file
 #
@@ -29,7 +31,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ROOMS := attestation client_sdk data enclave_app tests bench image
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz mutation check format bench bench-peers soak soak-training image lock clean vm-run
+.PHONY: help demo test test-slow fuzz mutation check format bench bench-image bench-peers soak soak-training image lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -94,6 +96,10 @@ bench: $(VENV)/.tests $(PEERS)/.there
 	$(BIN)/python bench/serving.py $(BENCH_SERVING)
 	$(BIN)/python bench/training.py $(BENCH_TRAINING)
 
+# As root, with `make image IMAGE="--build-arg DEMO=1"` done: half an hour without KVM.
+bench-image: $(VENV)/.tests
+	$(BIN)/python bench/image.py $(BENCH_IMAGE)
+
 # Another engine to serve beside ours: built here, seven minutes on two cores.
 bench-peers: | $(VENV)/.tests
 	@mkdir -p .cache/serving-peers
@@ -112,7 +118,7 @@ soak-training: $(VENV)/.tests
 	$(BIN)/python -m tests.soak.training $(KILLS)
 
 image:
-	TORCH_INDEX=$(TORCH_INDEX) image/build.sh $(IMAGE)
+	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) image/build.sh --out dist/image $(IMAGE)
 
 # VM: more words for `python -m image.vm build`. It needs nothing installed but Python, buildah, apt and dpkg.
 MODELS ?=
@@ -122,17 +128,25 @@ VM ?=
 vm:
 	$(PYTHON) -m image.vm build $(if $(MODELS),--models "$(MODELS)") $(if $(FORMS),--forms "$(FORMS)") $(VM)
 
-# Two builds of OVMF; without them, what depends on them is left out (docs/measurements.md).
-FIRMWARE_SNP ?=
-FIRMWARE_TDX ?=
-MEASURED ?= dist/measurements.json
-.PHONY: measurements verify-release
-vm-run: $(VENV)/.runs
-	$(BIN)/python -m image.vm run $(RUN)
+# OVMF: more words for `python -m image.firmware build`. It takes root, Python, apt and dpkg.
+OVMF ?=
+.PHONY: firmware
+firmware:
+	$(PYTHON) -m image.firmware build $(OVMF)
 
-measurements: $(VENV)/.tests
+# Two builds of OVMF: what `make firmware` made, or others. Without them, what depends on them is left out.
+FIRMWARE_SNP ?= $(shell ls dist/firmware/amdsev.fd 2>/dev/null)
+FIRMWARE_TDX ?= $(shell ls dist/firmware/tdx.fd 2>/dev/null)
+MEASURED ?= dist/measurements.json
+.PHONY: measurements verify-release vm-run
+# What works out launch digests is not among what runs.
+measurements: $(VENV)/$(if $(FIRMWARE_SNP)$(filter firmware,$(MAKECMDGOALS)),.tests,.runs)
 	$(BIN)/python -m image.measure predict --vm dist/vm --out $(MEASURED) \
 	  $(if $(FIRMWARE_SNP),--firmware-snp $(FIRMWARE_SNP)) $(if $(FIRMWARE_TDX),--firmware-tdx $(FIRMWARE_TDX))
+
+RUN ?=
+vm-run: $(VENV)/.runs
+	$(BIN)/python -m image.vm run $(RUN)
 
 # What is wrong with the file is told before all is built, not after.
 MEASUREMENTS ?=
@@ -142,6 +156,7 @@ verify-release: $(VENV)/.tests
 	@! test "$(MEASUREMENTS)" -ef dist/rebuilt.json || { echo "$(MEASUREMENTS) would be written over" >&2; exit 2; }
 	$(MAKE) image
 	$(MAKE) vm VM="$(VM) --fresh"
+	@if grep -q firmware_sha256 "$(MEASUREMENTS)"; then $(MAKE) firmware OVMF="$(OVMF) --fresh"; fi
 	$(MAKE) measurements MEASURED=dist/rebuilt.json
 	$(BIN)/python -m image.measure compare "$(MEASUREMENTS)" dist/rebuilt.json
 
