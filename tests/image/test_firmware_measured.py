@@ -174,7 +174,7 @@ def test_the_firmware_for_tdx_starts_what_is_on_the_disk(disk: list[str], tmp_pa
 
 
 def test_the_firmware_for_sev_snp_starts_nothing_from_a_disk(disk: list[str], tmp_path: Path) -> None:
-    """EDK II's BdsDxe would in the end: the launch digest would be that of a kernel that never ran."""
+    """S-36: EDK II's BdsDxe would in the end: the launch digest would be that of a kernel that never ran."""
     said = _said(built("snp"), disk, REFUSED, tmp_path)
     assert SAYS not in said
     assert "starting" not in said
@@ -183,7 +183,7 @@ def test_the_firmware_for_sev_snp_starts_nothing_from_a_disk(disk: list[str], tm
 def test_the_firmware_for_sev_snp_starts_no_kernel_whose_hash_was_not_measured(
     disk: list[str], tmp_path: Path
 ) -> None:
-    """There is no page of hashes without SEV-SNP, and so this is what a host sees that brings none."""
+    """S-36: there is no page of hashes without SEV-SNP, and so this is what a host sees that brings none."""
     kernel = tmp_path / "kernel"
     kernel.write_bytes(program(SAYS.encode()).ljust(0x2000, b"\0"))  # QEMU takes none that is shorter
     assert SAYS not in _said(built("snp"), ["-kernel", kernel, *disk], REFUSED, tmp_path)
@@ -199,4 +199,5 @@ def test_debians_firmware_runs_a_program_from_a_rom(rom: list[str], tmp_path: Pa
 
 @pytest.mark.parametrize(("which", "end"), [("snp", REFUSED), ("tdx", MENU)])
 def test_ours_run_none(which: str, end: str, rom: list[str], tmp_path: Path) -> None:
+    """S-36"""
     assert SAYS not in _said(built(which), rom, end, tmp_path)
