@@ -51,7 +51,9 @@ class Shift:
     def join(self, seconds: float) -> None:
         """Wait so long for both to end."""
         until = time.monotonic() + seconds
-        for thread in (self._worker, self._reader):
+        with self._line.lock:  # whoever begins a thread holds it until that runs
+            threads = (self._worker, self._reader)
+        for thread in threads:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
 
