@@ -41,13 +41,13 @@ from image.measure import document  # noqa: E402
 from image.measure.build import Build, measured  # noqa: E402
 from image.vm import container, packages, verity  # noqa: E402
 from image.vm.build import IMAGE, Wanted, build  # noqa: E402
-from image.vm.errors import NotBooted, Tripped  # noqa: E402
+from image.vm.errors import NotBooted, Starved  # noqa: E402
 from image.vm.run import qemu  # noqa: E402
 from tests.kit.process import free_port  # noqa: E402
 
 MIB: Final = 1 << 20
 COLD, WARM, BOOT, MEMORY, SIZE = 360.0, 10.0, 120.0, 150.0, 700.0  # seconds, seconds, seconds, MiB, MB
-TRIES: Final = 3  # an emulated kernel now and then dies early (image/vm/README.md)
+TRIES: Final = 3  # a busy host may have no time for the clock (image/vm/README.md)
 ASKED: Final = {"input_text": "What is the capital of France?", "max_new_tokens": 4}
 
 
@@ -113,7 +113,7 @@ def boot(image: str, work: Path, rounds: int) -> None:
             began = time.monotonic()
             try:
                 seconds.append(machine.wait())
-            except Tripped as error:
+            except Starved as error:
                 print(f"again: {error}")
                 continue
             first = requests.post(f"{machine.origin}/test", json=ASKED, policy=policy)

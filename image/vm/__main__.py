@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from . import build, packages
 from .errors import VmError
 from .run import command as running
+from .run import emulator
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     booting.set_defaults(run=running.main)
     pinning = commands.add_parser(
         "lock",
-        help="pin the newest Debian packages in packages.lock",
+        help="pin the newest Debian packages in packages.lock, and the newest QEMU in run/packages.lock",
         description="Pin the newest version of each Debian package. This gives a new measurement.",
     )
     pinning.set_defaults(run=_lock)
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _lock(_: argparse.Namespace) -> None:
-    for package in packages.write_lock():
+    for package in (*packages.write_lock(), *emulator.write_lock()):
         print(package.name, package.version)
 
 

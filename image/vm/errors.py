@@ -9,7 +9,7 @@ VmError
 ├── UnusableModels     the folder of models cannot be a volume
 ├── UnusableKernel     the kernel lacks a module that the machine needs
 ├── NotBooted          a machine that was switched on did not come to answer
-│   └── Tripped            … because the processor that was emulated for it did something that none does
+│   └── Starved            … because the host had no time for its clock
 └── UnusableOutput     what would be written does not fit its format, or would overwrite something else
 """
 
@@ -48,9 +48,9 @@ class NotBooted(VmError):
     """A machine that was switched on did not come to answer."""
 
 
-class Tripped(NotBooted):
+class Starved(NotBooted):
     """
-    The processor that was emulated for it did something that no processor does.
+    The host had no time for the machine's clock.
 
     It says nothing of what was booted: the same bytes may be tried again.
     """

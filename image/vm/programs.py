@@ -24,7 +24,6 @@ FROM_PACKAGE: Final[Mapping[str, str]] = {
     "buildah": "buildah",
     "dpkg-deb": "dpkg",
     "mmdebstrap": "mmdebstrap",
-    "qemu-system-x86_64": "qemu-system-x86",
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",
 }

@@ -40,9 +40,6 @@ from tests.kit.vm import buildah, pinned_tree
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(1500)]
 
-# Without this instruction QEMU 7.2 emulates steadily (image/vm/run/qemu.py). The light image can do without.
-STEADY = "max,-cx16"
-
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[str]:
@@ -88,7 +85,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wanted(disk: Path, **more: Any) -> qemu.Wanted:
-    return boots.wanted(disk, disk.parent / "machine", processor=STEADY, **more)
+    return boots.wanted(disk, disk.parent / "machine", **more)
 
 
 def genuine(machine: Machine, registers: dict[int, set[bytes]]) -> blindbox.Policy:

@@ -11,29 +11,29 @@ from pathlib import Path
 import pytest
 
 from image.vm.errors import FailedProgram, VmError
-from image.vm.packages import Tree, unpacked
+from image.vm.packages import LOCK, Tree, unpacked
 from tests.kit.debian import need
 
 
-def pinned_tree() -> Tree:
+def pinned_tree(lock: Path = LOCK) -> Tree:
     """
-    The packages of packages.lock, unpacked in the cache: fetched where they are not there yet.
+    The packages of the lock, unpacked in the cache: fetched where they are not there yet.
 
     Skips the test where no archive in reach has them. One that has other bytes is an error.
     """
-    found = _fetched()
+    found = _fetched(lock)
     if isinstance(found, str):
         pytest.skip(found)
     return found
 
 
 @functools.cache
-def _fetched() -> Tree | str:
+def _fetched(lock: Path) -> Tree | str:
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             return f"no {program} here: the pinned packages are Debian's"
     try:
-        return unpacked()
+        return unpacked(lock)
     except VmError as error:
         if isinstance(error, FailedProgram) or isinstance(error.__cause__, FailedProgram):
             return f"the pinned packages are not to be had here: {str(error)[:300]}"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from ..build import OUT
-from ..errors import Tripped
+from ..errors import Starved
 from . import qemu
 
 STATE: Final = OUT.parent / "vm-state"
-ATTEMPTS: Final = 5
+ATTEMPTS: Final = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +62,10 @@ def main(arguments: argparse.Namespace) -> None:
             _boot(wanted, arguments.patience)
         except KeyboardInterrupt:  # before there was a machine, or again
             return
-        except Tripped as tripped:
+        except Starved as starved:
             if not left:
                 raise
-            print(f"{tripped}\nthat was the processor as QEMU emulates it: once more", flush=True)
+            print(f"{starved}\nthis host had no time for its clock: once more", flush=True)
         else:
             return
 
@@ -73,10 +73,11 @@ def main(arguments: argparse.Namespace) -> None:
 def _boot(wanted: qemu.Wanted, patience: float) -> None:
     """Until Ctrl-C, or until it ends by itself, which is an error unless the application ended well."""
     with qemu.running(wanted) as machine:
-        print(f"switched on; its console is {machine.console}", flush=True)
         try:
+            print(f"switched on; its console is {machine.console}", flush=True)
             seconds = machine.wait(patience, watch=_Console(machine).tell)
-            how = _HOW.format(seconds=seconds, origin=machine.origin, key=machine.key_digest.hex())
+            key = wanted.state / qemu.AK_KEY
+            how = _HOW.format(seconds=seconds, origin=machine.origin, key=_shown(key))
             print(how, flush=True)
             machine.process.wait()
         except KeyboardInterrupt:
@@ -91,10 +92,17 @@ def _boot(wanted: qemu.Wanted, patience: float) -> None:
 _HOW: Final = """\
 {origin} answers after {seconds:.0f} s. To prove it against what the build predicted:
 
-  blindbox policy from-measurements dist/measurements.json --platform tpm --ak-key {key} > policy.json
+  blindbox policy from-measurements dist/measurements.json --platform tpm \\
+      --ak-key "$(cat {key})" > policy.json
   blindbox verify {origin} --policy policy.json
 
 Its TPM is software on this host, which proves the way and not the machine. Ctrl-C switches it off."""
+
+
+def _shown(path: Path) -> str:
+    """From here, where that is shorter."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 class _Console:

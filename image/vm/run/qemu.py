@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import IO, Final
 
 from .. import packages
-from ..errors import FailedProgram, NotBooted, Tripped, UnusableOutput
-from ..programs import find
-from . import tpm
+from ..errors import FailedProgram, NotBooted, Starved, UnusableOutput
+from . import emulator, tpm
 from .monitor import Monitor
 
 CODE: Final = "usr/share/OVMF/OVMF_CODE_4M.fd"
 VARIABLES: Final = "usr/share/OVMF/OVMF_VARS_4M.fd"
-PROGRAM: Final = "qemu-system-x86_64"
 
 MEMORY: Final = 4096  # MiB
 PROCESSORS: Final = 2
 PATIENCE: Final = 300.0  # seconds until the first answer
+AK_KEY: Final = "ak-key"  # in the state: SHA-256 of the TPM's attestation key, for a policy
 GRACE: Final = 60.0  # seconds for a machine whose power button was pressed: twice what the enclave takes
 
 PROCESSOR: Final = "max"  # all that QEMU can emulate: the model's programs want x86-64-v2 and more
@@ -45,15 +44,6 @@ _STOPPED = re.compile(
 )
 """What a machine that does not come up says on its console: the kernel, `init` or the application."""
 
-_REASON = re.compile(r"is corrupted|not started:")
-_FLAGS = re.compile(r"EFLAGS: ([0-9a-f]{8})\b")
-_NEVER_SET: Final = 0xFFC08028  # Intel SDM 1, §3.4.3: bits of EFLAGS that are always zero
-"""
-In the dump of a kernel that fell over, these show that the processor did, not the kernel. So it is with
-`cmpxchg16b` in QEMU 7.2 (target/i386/tcg/mem_helper.c), which works out the other flags from a state that is
-out of date: an interrupt right after it saves them, and the way back is a fault. Two boots of five end like
-this, most in their first twenty seconds. Without cx16 none does; but NumPy insists on x86-64-v2, thus on it.
-"""
 _NO_TICK: Final = "IO-APIC + timer doesn't work"
 """What the kernel says if its clock did not tick ten times while it looked: the host had no time for it."""
 
@@ -69,7 +59,6 @@ class Wanted:
     drives: tuple[Path, ...] = ()  # further disks, raw
     memory: int = MEMORY
     processors: int = PROCESSORS
-    processor: str = PROCESSOR  # QEMU's word for what is emulated
     kvm: bool = False
 
 
@@ -113,10 +102,8 @@ class Machine:
 
     def stopped(self) -> NotBooted:
         """The error that tells why it is not running any more."""
-        said = self.said()
         told = f"the machine stopped: {'; '.join(self.why())}. Its console: {self.console}"
-        tripped = _NO_TICK in said or any(int(flags, 16) & _NEVER_SET for flags in _FLAGS.findall(said))
-        return Tripped(told) if tripped and not _REASON.search(said) else NotBooted(told)
+        return Starved(told) if _NO_TICK in self.said() else NotBooted(told)
 
     def ended_in_order(self) -> bool:
         """Whether the application ended without an error, and the machine with it."""
@@ -148,17 +135,18 @@ def running(wanted: Wanted) -> Iterator[Machine]:
     """The machine, switched on; it is switched off with the block."""
     if not wanted.disk.is_file():
         raise UnusableOutput(f"there is no disk {wanted.disk}: make vm builds one")
-    tree = packages.unpacked()
+    tree, program = packages.unpacked(), emulator.qemu()
     wanted.state.mkdir(parents=True, exist_ok=True)
     variables, console = wanted.state / "firmware-variables", wanted.state / "console.log"
     shutil.copyfile(tree.file(VARIABLES), variables)
     tpm.manufacture(wanted.state / "tpm")
     key = tpm.key_digest(wanted.state / "tpm")
+    (wanted.state / AK_KEY).write_text(f"{key.hex()}\n")
     console.write_bytes(b"")
     with tpm.for_machine(wanted.state / "tpm") as socket, tempfile.TemporaryFile() as complaints:
         monitor = socket.with_name("monitor")
         process = subprocess.Popen(  # noqa: S603 - a list, never a shell
-            command(wanted, tree.file(CODE), variables, console, socket, monitor),
+            [*program, *options(wanted, tree.file(CODE), variables, console, socket, monitor)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=complaints,
@@ -177,13 +165,13 @@ def running(wanted: Wanted) -> Iterator[Machine]:
                 process.wait()
 
 
-def command(
+def options(
     wanted: Wanted, code: Path, variables: Path, console: Path, socket: Path, monitor: Path
 ) -> Sequence[str]:
-    """How QEMU is started."""
-    accelerator = ("kvm", "host") if wanted.kvm else ("tcg,thread=multi,tb-size=1024", wanted.processor)
+    """What QEMU is told."""
+    accelerator = ("kvm", "host") if wanted.kvm else ("tcg,thread=multi,tb-size=1024", PROCESSOR)
     words = [
-        *(find(PROGRAM), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35,smm=off", "-accel", accelerator[0], "-cpu", accelerator[1]),
         *("-m", str(wanted.memory), "-smp", str(wanted.processors), "-serial", f"file:{console}"),
         *("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}"),
@@ -221,4 +209,4 @@ def _see_it_start(process: subprocess.Popen[bytes], complaints: IO[bytes]) -> No
         return
     complaints.seek(0)
     said = complaints.read().decode("utf-8", "replace").strip()
-    raise FailedProgram(f"{PROGRAM} ended with {process.returncode}: {said}")
+    raise FailedProgram(f"qemu-system-x86_64 ended with {process.returncode}: {said}")
