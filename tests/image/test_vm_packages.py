@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from image.vm import initrd, modules, packages
 from image.vm.errors import BadPackage, FailedProgram, MissingProgram, UnusableKernel
 from image.vm.modules import Module
 from tests.kit.vm import pinned_tree
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_lock_pins_exactly_the_packages_that_are_explained() -> None:
@@ -182,3 +185,13 @@ def test_a_kernel_without_a_wanted_module_is_refused(tmp_path: Path) -> None:
     (tmp_path / "modules.builtin").write_text("kernel/x.ko\n")
     with pytest.raises(UnusableKernel, match=f"no module {next(iter(modules.WANTED))}"):
         modules.in_order(tmp_path)
+
+
+@pytest.mark.parametrize("module", ["image.vm", "image.base", "image.firmware", "image.listing"])
+def test_who_builds_needs_nothing_installed_but_python(module: str, tmp_path: Path) -> None:
+    """`make image vm firmware` comes before any virtual environment."""
+    command = [sys.executable, "-S", "-P", "-m", module, "--help"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

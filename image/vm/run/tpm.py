@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
-
-from enclave_app.quoting.tpm import attestation_key
-from enclave_app.quoting.tpm_commands import Tpm, Transport
+from typing import TYPE_CHECKING, Final
 
 from ..errors import FailedProgram
 from ..programs import find, ours
+
+if TYPE_CHECKING:
+    from enclave_app.quoting.tpm_commands import Transport
 
 PATIENCE: Final = 30.0  # seconds until swtpm is given up
 SOCKET: Final = "control"
@@ -40,6 +40,10 @@ def manufacture(state: Path) -> None:
 
 def key_digest(state: Path, kind: str = "ecc") -> bytes:
     """SHA-256 of the SubjectPublicKeyInfo of the attestation key: what `--ak-key` of a policy takes."""
+    # Here, since a build needs nothing installed, and shares a command line with this.
+    from enclave_app.quoting.tpm import attestation_key
+    from enclave_app.quoting.tpm_commands import Tpm
+
     with switched_on(state) as transport:
         return hashlib.sha256(attestation_key(Tpm(transport), kind).public_bytes()).digest()
 
