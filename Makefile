@@ -57,8 +57,8 @@ $(VENV)/.tests: requirements/dev.txt $(VENV)/.runs
 demo: $(VENV)/.runs
 	@$(BIN)/python client_sdk/examples/demo.py $(DEMO)
 
-# A file's tests stay together, as what they have made ready does.
-WORKERS ?= 2
+# A file's tests stay together, as what they have made ready does. One worker more than cores: many tests wait.
+WORKERS ?= 3
 test: $(VENV)/.tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(TESTS)
 
